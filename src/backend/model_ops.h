@@ -75,9 +75,10 @@ class LinearOps {
   virtual void backward_input_activation(Stream& stream, const Tensor& d_out, const Tensor& weight,
                                          Activation activation, const Tensor& pre, const Tensor& d_pre,
                                          const Tensor& scratch) = 0;
-  // weight_grad += d_out^T x (fp32 [out,in]);   bias_grad += column sums of d_out (fp32 [1,out], may be absent).
+  // weight_grad = d_out^T x (fp32 [out,in]);   bias_grad = column sums of d_out (fp32 [1,out], may be absent).
+  // `accumulate`: both are added to what is there instead (later micro-batches, later chunks of the head).
   virtual void backward_weight(Stream& stream, const Tensor& d_out, const Tensor& x, const Tensor& weight_grad,
-                               const Tensor& bias_grad) = 0;
+                               const Tensor& bias_grad, bool accumulate) = 0;
   // activated = f(pre) alone, for recomputation. Shapes as in forward.
   virtual void activate(Stream& stream, Activation activation, const Tensor& pre, const Tensor& activated) = 0;
 };
