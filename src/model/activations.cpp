@@ -1,0 +1,88 @@
+#include "model/activations.h"
+
+#include <algorithm>
+#include <string>
+
+#include "model/parameters.h"
+
+namespace polaron {
+
+std::int64_t loss_chunk_rows(const TransformerConfig& config, const ActivationShape& shape) {
+  constexpr std::int64_t kChunkBytes = std::int64_t{64} << 20;
+  const std::int64_t row_bytes = padded(config.vocabulary) * 4;
+  const std::int64_t wanted =
+      shape.loss_chunk > 0 ? shape.loss_chunk : std::max<std::int64_t>(256, kChunkBytes / row_bytes);
+  return std::min(wanted, shape.rows());
+}
+
+// Activations are fp32 until a backend offers bf16.
+void ActivationLayout::add(Tensor& tensor, const std::string& name, std::int64_t rows, std::int64_t cols) {
+  tensor.rows = plan_.add(name, DType::f32, rows, cols) + 1;
+}
+
+void ActivationLayout::add_block(const TransformerConfig& config, const ActivationShape& shape, BlockActivations& block,
+                                 const std::string& prefix) {
+  const std::int64_t n = shape.rows();
+  const std::int64_t q_width = config.heads * config.head_size;
+  const std::int64_t kv_width = config.kv_heads * config.head_size;
+  const bool has_mean = config.norm == NormChoice::layernorm;
+  add(block.normed1, prefix + "normed1", n, config.width);
+  if (has_mean) add(block.mean1, prefix + "mean1", n, 1);
+  add(block.rstd1, prefix + "rstd1", n, 1);
+  add(block.qkv, prefix + "qkv", n, q_width + 2 * kv_width);
+  if (config.qk_norm) add(block.qk_rstd, prefix + "qk_rstd", n, config.heads + config.kv_heads);
+  add(block.lse, prefix + "lse", shape.sequences * config.heads, shape.sequence_length);
+  add(block.attended, prefix + "attended", n, q_width);
+  add(block.residual2, prefix + "residual2", n, config.width);
+  add(block.normed2, prefix + "normed2", n, config.width);
+  if (has_mean) add(block.mean2, prefix + "mean2", n, 1);
+  add(block.rstd2, prefix + "rstd2", n, 1);
+  add(block.pre, prefix + "pre", n, mlp_pre_width(config));
+  add(block.activated, prefix + "activated", n, padded(config.mlp_hidden));
+}
+
+ActivationLayout::ActivationLayout(const TransformerConfig& config, const ActivationShape& shape) {
+  const std::int64_t n = shape.rows();
+  tensors_.blocks.resize(static_cast<std::size_t>(config.layers));
+  const bool shared = !shape.backward || shape.recompute_blocks;
+  BlockActivations common;
+  if (shared) add_block(config, shape, common, "blocks.");
+  if (!shape.backward) add(common.residual1, "blocks.residual1", n, config.width);
+  for (std::size_t i = 0; i < tensors_.blocks.size(); ++i) {
+    BlockActivations& block = tensors_.blocks[i];
+    const std::string prefix = "blocks." + std::to_string(i) + ".";
+    if (shared) block = common;
+    if (shape.backward) add(block.residual1, prefix + "residual1", n, config.width);
+    if (!shared) add_block(config, shape, block, prefix);
+  }
+  add(tensors_.residual, "residual", n, config.width);
+  add(tensors_.normed, "normed", n, config.width);
+  if (config.norm == NormChoice::layernorm) add(tensors_.mean, "mean", n, 1);
+  add(tensors_.rstd, "rstd", n, 1);
+  add(tensors_.delta, "delta", n, config.width);
+  add(tensors_.logits, "logits", loss_chunk_rows(config, shape), padded(config.vocabulary));
+  if (!shape.backward) return;
+  const std::int64_t q_width = config.heads * config.head_size;
+  add(tensors_.d_residual, "d_residual", n, config.width);
+  add(tensors_.d_qkv, "d_qkv", n, q_width + 2 * config.kv_heads * config.head_size);
+  add(tensors_.d_attended, "d_attended", n, q_width);
+  if (config.mlp == MlpKind::swiglu) add(tensors_.d_hidden, "d_hidden", n, padded(config.mlp_hidden));
+}
+
+Activations ActivationLayout::place(const Arena& arena) const {
+  Activations placed = tensors_;
+  const auto put = [&](Tensor& tensor) { tensor = arena.tensor(tensor.rows - 1); };
+  for (BlockActivations& b : placed.blocks) {
+    for (Tensor* tensor : {&b.residual1, &b.normed1, &b.mean1, &b.rstd1, &b.qkv, &b.qk_rstd, &b.lse, &b.attended,
+                           &b.residual2, &b.normed2, &b.mean2, &b.rstd2, &b.pre, &b.activated}) {
+      put(*tensor);
+    }
+  }
+  for (Tensor* tensor : {&placed.residual, &placed.normed, &placed.mean, &placed.rstd, &placed.delta,
+                         &placed.d_residual, &placed.d_qkv, &placed.d_attended, &placed.d_hidden, &placed.logits}) {
+    put(*tensor);
+  }
+  return placed;
+}
+
+}  // namespace polaron
