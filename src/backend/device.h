@@ -23,6 +23,7 @@ class Event {
   virtual ~Event() = default;
   virtual void record(Stream& stream) = 0;
   virtual void make_wait(Stream& stream) = 0;  // work queued on `stream` from now on waits for the recorded point
+  virtual bool finished() = 0;                 // whether the recorded point has been reached; does not wait
   virtual void synchronize() = 0;              // the host waits
 };
 

@@ -99,7 +99,7 @@ struct NewtonSchulzSpec {
 };
 
 enum class Sketch : std::uint8_t { columns, gaussian };
-enum class BasisMethod : std::uint8_t { householder, cholesky_qr };
+enum class BasisMethod : std::uint8_t { automatic, householder, cholesky_qr };  // automatic: the backend's best
 
 class MatrixOps {
  public:

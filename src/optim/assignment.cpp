@@ -1,0 +1,161 @@
+#include "optim/assignment.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+
+namespace polaron {
+
+const char* name_of(OptimizerKind kind) {
+  switch (kind) {
+    case OptimizerKind::adamw:
+      return "adamw";
+    case OptimizerKind::sgd:
+      return "sgd";
+    case OptimizerKind::muon:
+      return "muon";
+    case OptimizerKind::low_rank_muon:
+      return "low_rank_muon";
+    case OptimizerKind::msgd:
+      return "msgd";
+    case OptimizerKind::low_rank_msgd:
+      return "low_rank_msgd";
+  }
+  return "?";
+}
+
+std::int64_t resolve_rank(const RankSpec& rank, std::int64_t width) {
+  const double value = static_cast<double>(rank.numerator) / static_cast<double>(rank.denominator);
+  const auto resolved = rank.is_fraction() ? std::llround(value * static_cast<double>(width)) : rank.numerator;
+  return std::max<std::int64_t>(1, resolved);
+}
+
+double step_scale(ScaleKind kind, std::int64_t rows, std::int64_t cols) {
+  const auto m = static_cast<double>(rows);
+  const auto n = static_cast<double>(cols);
+  switch (kind) {
+    case ScaleKind::original:
+      return std::sqrt(std::max(1.0, m / n));
+    case ScaleKind::match_rms_adamw:
+      return 0.2 * std::sqrt(std::max(m, n));
+    case ScaleKind::none:
+      return 1.0;
+  }
+  return 1.0;
+}
+
+namespace {
+
+bool is_elementwise(OptimizerKind kind) { return kind == OptimizerKind::adamw || kind == OptimizerKind::sgd; }
+bool is_low_rank(OptimizerKind kind) {
+  return kind == OptimizerKind::low_rank_muon || kind == OptimizerKind::low_rank_msgd;
+}
+
+const OptimizerSettings& group_of(const OptimizerConfig& config, Role role) {
+  switch (role) {
+    case Role::matrix:
+      return config.matrices;
+    case Role::embedding:
+      return config.embeddings;
+    case Role::head:
+      return config.head;
+    case Role::vector:
+      return config.vectors;
+    case Role::scalar:
+      return config.scalars;
+  }
+  throw std::logic_error("unknown role");
+}
+
+}  // namespace
+
+Assignment assign_optimizers(const OptimizerConfig& config, const TransformerConfig& model,
+                             const ParameterTable& table) {
+  Assignment result;
+  for (std::size_t i = 0; i < table.size(); ++i) {
+    const Parameter& p = table[i];
+    const OptimizerSettings settings = settings_for(config, group_of(config, p.role), p.name);
+    if (is_elementwise(settings.kind)) {
+      result.elementwise.push_back({i, settings});
+      continue;
+    }
+    for (std::size_t b = 0; b < p.blocks.size(); ++b) {
+      MatrixItem item;
+      item.parameter = i;
+      item.block = b;
+      item.rows = p.blocks[b].rows;
+      item.cols = p.cols;
+      item.label = p.blocks[b].name.empty() ? p.name : fmt::format("{}[{}]", p.name, p.blocks[b].name);
+      const std::int64_t shorter = std::min(item.rows, item.cols);
+      const std::int64_t longer = std::max(item.rows, item.cols);
+      std::int64_t rank = is_low_rank(settings.kind) ? resolve_rank(settings.rank, model.width) : 0;
+      if (rank >= shorter) {
+        rank = 0;
+        result.full_rank.push_back(item.label);
+      }
+      double scale = step_scale(settings.scale, item.rows, item.cols);
+      if (rank > 0 && settings.rank_lr_compensation == RankCompensation::sqrt) {
+        scale *= std::sqrt(static_cast<double>(shorter) / static_cast<double>(rank));
+      }
+      item.scale = static_cast<float>(scale);
+      const auto same = std::find_if(result.classes.begin(), result.classes.end(), [&](const MatrixClass& c) {
+        return c.rows == shorter && c.cols == longer && c.rank == rank && c.settings == settings;
+      });
+      if (same != result.classes.end()) {
+        same->items.push_back(std::move(item));
+      } else {
+        result.classes.push_back({settings, shorter, longer, rank, {std::move(item)}});
+      }
+    }
+  }
+  return result;
+}
+
+namespace {
+
+std::string settings_text(const OptimizerSettings& s, std::int64_t rank) {
+  std::string text = fmt::format("{}", name_of(s.kind));
+  if (rank > 0) {
+    const char* sketch = s.sketch == SketchKind::columns    ? "columns"
+                         : s.sketch == SketchKind::gaussian ? "gaussian"
+                                                            : "power";
+    text += fmt::format(", rank {} ({})", rank, sketch);
+  }
+  text += fmt::format(", lr {:g}", s.lr);
+  if (s.weight_decay > 0) text += fmt::format(", decay {:g}", s.weight_decay);
+  if (s.kind == OptimizerKind::adamw) text += fmt::format(", betas {:g}/{:g}", s.beta1, s.beta2);
+  const bool momentum =
+      s.kind == OptimizerKind::muon || s.kind == OptimizerKind::low_rank_muon || s.kind == OptimizerKind::sgd;
+  if (momentum) text += fmt::format(", momentum {:g}{}", s.momentum, s.nesterov ? " nesterov" : "");
+  return text;
+}
+
+}  // namespace
+
+std::vector<AssignmentRow> describe(const Assignment& assignment, const ParameterTable& table) {
+  std::vector<AssignmentRow> rows;
+  for (const MatrixClass& c : assignment.classes) {
+    AssignmentRow row;
+    row.parameters = fmt::format("matrix {} x {}", c.rows, c.cols);
+    row.tensors = static_cast<std::int64_t>(c.items.size());
+    row.elements = row.tensors * c.rows * c.cols;
+    row.optimizer = settings_text(c.settings, c.rank);
+    rows.push_back(std::move(row));
+  }
+  for (const ElementwiseItem& item : assignment.elementwise) {
+    const Parameter& p = table[item.parameter];
+    const std::string parameters = name_of(p.role);
+    const std::string optimizer = settings_text(item.settings, 0);
+    const auto same = std::find_if(rows.begin(), rows.end(), [&](const AssignmentRow& row) {
+      return row.parameters == parameters && row.optimizer == optimizer;
+    });
+    AssignmentRow& row = same != rows.end() ? *same : rows.emplace_back(AssignmentRow{parameters, 0, 0, optimizer});
+    row.tensors += 1;
+    row.elements += p.elements();
+  }
+  return rows;
+}
+
+}  // namespace polaron
