@@ -1,0 +1,254 @@
+#include "train/checkpoint.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "io/atomic.h"
+#include "io/checksum.h"
+#include "io/json_file.h"
+#include "io/safetensors.h"
+#include "train/huggingface.h"
+
+namespace polaron {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr int kFormatVersion = 1;
+
+// The logical matrix of an exported tensor, packed as the file has it.
+std::vector<float> download_tensor(Backend& backend, Stream& stream, const ModelWeights& model,
+                                   const ExportedTensor& t) {
+  const Parameter& p = model.table[t.parameter];
+  const std::int64_t stride = p.stored_cols;
+  std::vector<float> stored(static_cast<std::size_t>(t.rows * stride));
+  backend.device().download(stream, stored.data(), model.device + p.offset + t.first_row * stride,
+                            stored.size() * sizeof(float));
+  stream.synchronize();
+  if (stride == t.cols && !t.transposed) return stored;
+  std::vector<float> packed(static_cast<std::size_t>(t.rows * t.cols));
+  for (std::int64_t i = 0; i < t.rows; ++i) {
+    for (std::int64_t j = 0; j < t.cols; ++j) {
+      packed[static_cast<std::size_t>(t.transposed ? j * t.rows + i : i * t.cols + j)] =
+          stored[static_cast<std::size_t>(i * stride + j)];
+    }
+  }
+  return packed;
+}
+
+void upload_tensor(Backend& backend, Stream& stream, const ModelWeights& model, const ExportedTensor& t,
+                   const std::vector<float>& packed) {
+  const Parameter& p = model.table[t.parameter];
+  const std::int64_t stride = p.stored_cols;
+  float* const device = model.device + p.offset + t.first_row * stride;
+  std::vector<float> stored;
+  const std::vector<float>* source = &packed;
+  if (stride != t.cols || t.transposed) {
+    stored.resize(static_cast<std::size_t>(t.rows * stride));
+    for (std::int64_t i = 0; i < t.rows; ++i) {
+      for (std::int64_t j = 0; j < t.cols; ++j) {
+        stored[static_cast<std::size_t>(i * stride + j)] =
+            packed[static_cast<std::size_t>(t.transposed ? j * t.rows + i : i * t.cols + j)];
+      }
+    }
+    source = &stored;
+  }
+  backend.device().upload(stream, device, source->data(), source->size() * sizeof(float));
+  stream.synchronize();
+}
+
+FileDigest write_model(const fs::path& file, Backend& backend, Stream& stream, const ModelWeights& model) {
+  const std::vector<ExportedTensor> tensors = exported_tensors(model.config, model.table);
+  std::vector<TensorInfo> infos;
+  for (const ExportedTensor& t : tensors) infos.push_back({t.name, "F32", t.shape(), 0, 0});
+  SafetensorsWriter writer(file, std::move(infos), {{"format", "pt"}});
+  for (const TensorInfo& info : writer.tensors()) {
+    const auto t =
+        std::find_if(tensors.begin(), tensors.end(), [&](const ExportedTensor& e) { return e.name == info.name; });
+    const std::vector<float> values = download_tensor(backend, stream, model, *t);
+    writer.write(info.name, std::as_bytes(std::span(values)));
+  }
+  return writer.finish();
+}
+
+FileDigest write_optimizer(const fs::path& file, Backend& backend, Stream& stream, std::span<const StateTensor> state) {
+  std::vector<TensorInfo> infos;
+  for (const StateTensor& s : state) infos.push_back({s.name, "F32", {s.tensor.rows, s.tensor.cols}, 0, 0});
+  SafetensorsWriter writer(file, std::move(infos));
+  for (const TensorInfo& info : writer.tensors()) {
+    const auto s =
+        std::find_if(state.begin(), state.end(), [&](const StateTensor& each) { return each.name == info.name; });
+    writer.write(info.name, [&](std::uint64_t offset, std::span<std::byte> piece) {
+      backend.device().download(stream, piece.data(), static_cast<std::byte*>(s->tensor.data) + offset, piece.size());
+      stream.synchronize();
+    });
+  }
+  return writer.finish();
+}
+
+std::string trainer_json(const TrainerState& state) {
+  const json j = {{"format_version", kFormatVersion},
+                  {"polaron_version", POLARON_VERSION},
+                  {"step", state.step},
+                  {"tokens", state.tokens},
+                  {"data_fingerprint", fmt::format("{:016x}", state.data_fingerprint)},
+                  {"loss_history", state.loss_history},
+                  {"config", json::parse(state.config)}};
+  return j.dump(2) + "\n";
+}
+
+TrainerState read_trainer(const fs::path& file) {
+  const json j = read_json_file(file);
+  try {
+    const int version = j.at("format_version").get<int>();
+    if (version > kFormatVersion) {
+      throw Error(
+          Exit::data,
+          fmt::format("{}: format version {} is newer than {}, the newest that polaron {} reads; use the polaron that "
+                      "wrote it ({}).",
+                      file.string(), version, kFormatVersion, POLARON_VERSION, j.value("polaron_version", "unknown")));
+    }
+    TrainerState state;
+    j.at("step").get_to(state.step);
+    j.at("tokens").get_to(state.tokens);
+    state.data_fingerprint = std::stoull(j.at("data_fingerprint").get<std::string>(), nullptr, 16);
+    j.at("loss_history").get_to(state.loss_history);
+    state.config = j.at("config").dump(2);
+    return state;
+  } catch (const json::exception& problem) {
+    throw Error(Exit::data, fmt::format("{}: not a trainer state: {}.", file.string(), problem.what()));
+  } catch (const std::logic_error&) {  // std::stoull
+    throw Error(Exit::data, fmt::format("{}: data_fingerprint is not a hexadecimal number.", file.string()));
+  }
+}
+
+std::string read_text(const fs::path& file) {
+  const json j = read_json_file(file);  // checks that it is JSON
+  return j.dump();
+}
+
+}  // namespace
+
+void write_checkpoint(const fs::path& folder, Backend& backend, Stream& stream, const ModelWeights& model,
+                      std::span<const StateTensor> optimizer, const TrainerState& state, const std::string& vocabulary,
+                      std::int32_t separator) {
+  std::error_code failure;
+  fs::create_directories(folder.parent_path(), failure);
+  if (failure) {
+    throw Error(Exit::data, fmt::format("cannot create {}: {}. Choose another \"output\" or mend its permissions.",
+                                        folder.parent_path().string(), failure.message()));
+  }
+  remove_stale_temporaries(folder.parent_path());
+  AtomicDirectory directory(folder);
+  Manifest digests;
+  digests["model.safetensors"] = write_model(directory.path() / "model.safetensors", backend, stream, model);
+  digests["optimizer.safetensors"] =
+      write_optimizer(directory.path() / "optimizer.safetensors", backend, stream, optimizer);
+  write_file_atomically(directory.path() / "config.json", huggingface_config(model.config, separator));
+  write_file_atomically(directory.path() / "trainer.json", trainer_json(state));
+  if (!vocabulary.empty()) write_file_atomically(directory.path() / "vocabulary.json", vocabulary);
+  write_manifest(directory.path(), digests);
+  directory.publish(IfPresent::replace);
+}
+
+CheckpointReader::CheckpointReader(const fs::path& folder) : folder_(folder) {
+  if (!fs::exists(folder_)) throw Error(Exit::data, fmt::format("{} does not exist.", folder_.string()));
+  for (const char* inside : {"checkpoints/latest", "latest"}) {
+    if (!fs::exists(folder_ / "config.json") || fs::exists(folder_ / "checkpoints")) {
+      if (fs::exists(folder_ / inside)) folder_ /= inside;
+    }
+  }
+  if (!fs::exists(folder_ / "config.json") ||
+      (!fs::exists(folder_ / "model.safetensors") && !fs::exists(folder_ / "model.safetensors.index.json"))) {
+    throw Error(Exit::data,
+                fmt::format("{} is no checkpoint: it has no config.json with a model.safetensors beside it.",
+                            folder_.string()));
+  }
+  if (has_manifest(folder_)) verify_manifest(folder_);
+  model_ = read_huggingface_config(folder_ / "config.json");
+  if (fs::exists(folder_ / "trainer.json")) state_ = read_trainer(folder_ / "trainer.json");
+  if (fs::exists(folder_ / "vocabulary.json")) vocabulary_ = read_text(folder_ / "vocabulary.json");
+}
+
+const TrainerState& CheckpointReader::state() const {
+  if (!state_) {
+    throw Error(Exit::data, fmt::format("{} holds weights only and cannot be resumed; start a new run from it with "
+                                        "--init-from.",
+                                        folder_.string()));
+  }
+  return *state_;
+}
+
+void CheckpointReader::load_weights(Backend& backend, Stream& stream, const ModelWeights& into) const {
+  const SafetensorsFolder files(folder_);
+  for (const ExportedTensor& t : exported_tensors(into.config, into.table)) {
+    std::string name = t.name;
+    // transformers saves the inner model of GPT-2 (GPT2Model) without its prefix.
+    if (files.find(name) == nullptr && name.starts_with("transformer.")) name = name.substr(12);
+    const TensorInfo* info = files.find(name);
+    if (info == nullptr) {
+      throw Error(Exit::data,
+                  fmt::format("{} has no tensor {}: it is of another architecture.", folder_.string(), t.name));
+    }
+    if (info->shape != t.shape()) {
+      throw Error(Exit::data, fmt::format("{}: tensor {} has shape [{}], the model wants [{}].", folder_.string(), name,
+                                          fmt::join(info->shape, ", "), fmt::join(t.shape(), ", ")));
+    }
+    std::vector<float> values(static_cast<std::size_t>(t.rows * t.cols));
+    files.read_f32(name, values.data(), values.size());
+    upload_tensor(backend, stream, into, t, values);
+  }
+}
+
+void CheckpointReader::load_optimizer(Backend& backend, Stream& stream, std::span<const StateTensor> into) const {
+  const SafetensorsReader file(folder_ / "optimizer.safetensors");
+  for (const StateTensor& s : into) {
+    const TensorInfo* info = file.find(s.name);
+    const std::vector<std::int64_t> wanted = {s.tensor.rows, s.tensor.cols};
+    if (info == nullptr || info->shape != wanted) {
+      throw Error(Exit::data,
+                  fmt::format("{}: no optimizer state {} [{}]: the checkpoint is of another model or optimizer. "
+                              "Resume with the config it was made with, or start a new run with --init-from.",
+                              file.path().string(), s.name, fmt::join(wanted, ", ")));
+    }
+    std::vector<float> values(static_cast<std::size_t>(s.tensor.elements()));
+    file.read_f32(s.name, values.data(), values.size());
+    backend.device().upload(stream, s.tensor.data, values.data(), values.size() * sizeof(float));
+    stream.synchronize();
+  }
+}
+
+fs::path checkpoint_folder(const fs::path& run, std::int64_t step) {
+  return run / "checkpoints" / fmt::format("step-{:08d}", step);
+}
+
+bool has_checkpoint(const fs::path& run) { return fs::exists(run / "checkpoints" / "latest"); }
+
+void finish_checkpoint(const fs::path& run, std::int64_t step, std::int64_t keep) {
+  const fs::path folder = run / "checkpoints";
+  point_symlink_atomically(folder / "latest", checkpoint_folder(run, step).filename());
+  if (keep <= 0) return;
+  std::vector<fs::path> steps;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    if (entry.is_directory() && !entry.is_symlink() && entry.path().filename().string().starts_with("step-")) {
+      steps.push_back(entry.path());
+    }
+  }
+  std::sort(steps.begin(), steps.end());
+  const fs::path newest = checkpoint_folder(run, step);
+  for (std::size_t i = 0; i + static_cast<std::size_t>(keep) < steps.size(); ++i) {
+    if (steps[i] == newest) continue;
+    std::error_code failure;
+    fs::remove_all(steps[i], failure);
+    if (failure)
+      log::warn(fmt::format("cannot remove the old checkpoint {}: {}", steps[i].string(), failure.message()));
+  }
+}
+
+}  // namespace polaron

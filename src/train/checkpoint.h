@@ -1,0 +1,77 @@
+// Checkpoints: a folder that transformers loads as a model and polaron resumes to the bit (docs/formats.md,
+// "Checkpoints").
+//
+//   model.safetensors, config.json   the model (train/huggingface.h)
+//   optimizer.safetensors            optimizer state, under polaron's names
+//   trainer.json                     step, data position, loss history, full run config, format version
+//   vocabulary.json                  when the data had one
+//   checksums.json                   of every file; verified before anything is read
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "config/transformer_config.h"
+#include "model/parameters.h"
+#include "optim/optimizer.h"
+
+namespace polaron {
+
+struct TrainerState {
+  std::int64_t step = 0;               // updates done; also the number of global batches consumed
+  std::int64_t tokens = 0;             // targets trained on
+  std::uint64_t data_fingerprint = 0;  // Loader::fingerprint of the data that the position belongs to
+  std::vector<double> loss_history;    // of the last steps, oldest first (loss-spike detection)
+  std::string config;                  // effective run config, JSON text
+};
+
+struct ModelWeights {
+  const TransformerConfig& config;
+  const ParameterTable& table;
+  float* device;  // flat, laid out by the table
+};
+
+// Writes a checkpoint folder that appears whole or not at all. `vocabulary` is the text of vocabulary.json or empty;
+// `separator` as in huggingface_config. Waits for the stream. Error(Exit::data) where it cannot be written: nothing is
+// left behind then.
+void write_checkpoint(const std::filesystem::path& folder, Backend& backend, Stream& stream, const ModelWeights& model,
+                      std::span<const StateTensor> optimizer, const TrainerState& state, const std::string& vocabulary,
+                      std::int32_t separator);
+
+// A checkpoint of polaron's or a model folder of transformers', verified and open.
+class CheckpointReader {
+ public:
+  // Follows `latest` where `folder` is a run directory or its checkpoints folder. Error(Exit::data) for what is
+  // missing, damaged or of a newer format version.
+  explicit CheckpointReader(const std::filesystem::path& folder);
+
+  const std::filesystem::path& folder() const { return folder_; }
+  const TransformerConfig& model() const { return model_; }
+  bool resumable() const { return state_.has_value(); }          // has optimizer state and trainer.json
+  const TrainerState& state() const;                             // Error where not resumable
+  const std::string& vocabulary() const { return vocabulary_; }  // text of vocabulary.json; empty: none
+
+  // Fills the flat buffer; Error(Exit::data) naming the tensor where names or shapes do not fit the table.
+  void load_weights(Backend& backend, Stream& stream, const ModelWeights& into) const;
+  void load_optimizer(Backend& backend, Stream& stream, std::span<const StateTensor> into) const;
+
+ private:
+  std::filesystem::path folder_;
+  TransformerConfig model_;
+  std::optional<TrainerState> state_;
+  std::string vocabulary_;
+};
+
+// <run>/checkpoints/step-00000100
+std::filesystem::path checkpoint_folder(const std::filesystem::path& run, std::int64_t step);
+// Points <run>/checkpoints/latest at the step's folder and removes all but the `keep` most recent (0: keeps all).
+void finish_checkpoint(const std::filesystem::path& run, std::int64_t step, std::int64_t keep);
+// Whether the run directory has a checkpoint to resume from.
+bool has_checkpoint(const std::filesystem::path& run);
+
+}  // namespace polaron

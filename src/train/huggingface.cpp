@@ -1,0 +1,350 @@
+#include "train/huggingface.h"
+
+#include <fmt/format.h>
+
+#include <array>
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "base/error.h"
+#include "io/json_file.h"
+
+namespace polaron {
+namespace {
+
+using nlohmann::json;
+
+bool plain_attention(const TransformerConfig& c) {
+  const double usual = 1.0 / std::sqrt(static_cast<double>(c.head_size));
+  return !c.qk_norm && c.logit_softcap == 0 && c.attention_window == 0 && std::abs(c.attention_scale - usual) < 1e-9;
+}
+
+// Names that differ between the layouts, by the suffix of polaron's name. `{}` is the block's number.
+struct Naming {
+  const char* own;
+  const char* gpt2;
+  const char* llama;  // %b: the matrix block's name
+};
+constexpr std::array<Naming, 10> kNames = {{
+    {"embedding.token", "transformer.wte.weight", "model.embed_tokens.weight"},
+    {"embedding.position", "transformer.wpe.weight", ""},
+    {"final_norm", "transformer.ln_f", "model.norm"},
+    {"head.weight", "lm_head.weight", "lm_head.weight"},
+    {"norm1", "transformer.h.{}.ln_1", "model.layers.{}.input_layernorm"},
+    {"norm2", "transformer.h.{}.ln_2", "model.layers.{}.post_attention_layernorm"},
+    {"attention.qkv", "transformer.h.{}.attn.c_attn", "model.layers.{}.self_attn.%b_proj"},
+    {"attention.out", "transformer.h.{}.attn.c_proj", "model.layers.{}.self_attn.o_proj"},
+    {"mlp.up", "transformer.h.{}.mlp.c_fc", ""},
+    {"mlp.down", "transformer.h.{}.mlp.c_proj", "model.layers.{}.mlp.down_proj"},
+}};
+
+// "blocks.3.attention.qkv.weight" -> number 3, stem "attention.qkv", ending ".weight".
+struct SplitName {
+  std::string number, stem, ending;
+};
+SplitName split(const std::string& name) {
+  if (!name.starts_with("blocks.")) {
+    if (name.starts_with("final_norm")) return {"", "final_norm", name.substr(std::string("final_norm").size())};
+    return {"", name, ""};
+  }
+  const std::size_t dot = name.find('.', 7);
+  const std::size_t last = name.rfind('.');
+  return {name.substr(7, dot - 7), name.substr(dot + 1, last - dot - 1), name.substr(last)};
+}
+
+std::string replaced(std::string text, const std::string& what, const std::string& by) {
+  const std::size_t at = text.find(what);
+  return at == std::string::npos ? text : text.replace(at, what.size(), by);
+}
+
+std::string name_in(CheckpointLayout layout, const std::string& own, const std::string& block) {
+  if (layout == CheckpointLayout::native) return block.empty() ? own : own + "." + block;
+  const SplitName parts = split(own);
+  if (parts.stem == "mlp.gate_up")
+    return fmt::format("model.layers.{}.mlp.{}_proj{}", parts.number, block, parts.ending);
+  for (const Naming& naming : kNames) {
+    if (parts.stem != naming.own) continue;
+    std::string name = layout == CheckpointLayout::gpt2 ? naming.gpt2 : naming.llama;
+    name = replaced(replaced(std::move(name), "{}", parts.number), "%b", block);
+    return name + parts.ending;
+  }
+  throw std::logic_error("no Hugging Face name for " + own);
+}
+
+}  // namespace
+
+CheckpointLayout layout_of(const TransformerConfig& c) {
+  const bool gelu = c.mlp == MlpKind::gelu || c.mlp == MlpKind::gelu_exact;
+  if (!plain_attention(c) || !c.norm_affine) return CheckpointLayout::native;
+  if (c.norm == NormChoice::layernorm && c.positions == Positions::learned && c.biases && gelu &&
+      c.kv_heads == c.heads && c.head_size * c.heads == c.width) {
+    return CheckpointLayout::gpt2;
+  }
+  if (c.norm == NormChoice::rmsnorm && c.positions == Positions::rotary && c.mlp == MlpKind::swiglu) {
+    return CheckpointLayout::llama;
+  }
+  return CheckpointLayout::native;
+}
+
+std::vector<std::int64_t> ExportedTensor::shape() const {
+  if (vector) return {rows};
+  if (transposed) return {cols, rows};
+  return {rows, cols};
+}
+
+std::vector<ExportedTensor> exported_tensors(const TransformerConfig& config, const ParameterTable& table) {
+  const CheckpointLayout layout = layout_of(config);
+  std::vector<ExportedTensor> result;
+  for (std::size_t i = 0; i < table.size(); ++i) {
+    const Parameter& p = table[i];
+    ExportedTensor tensor;
+    tensor.parameter = i;
+    tensor.cols = p.cols;
+    tensor.vector = p.role == Role::vector;
+    tensor.transposed = layout == CheckpointLayout::gpt2 && p.role == Role::matrix;
+    if (layout == CheckpointLayout::gpt2) {  // q|k|v stay fused there, and nothing lies between them
+      tensor.name = name_in(layout, p.name, "");
+      tensor.rows = p.rows();
+      result.push_back(tensor);
+      continue;
+    }
+    for (const MatrixBlock& block : p.blocks) {
+      tensor.name = name_in(layout, p.name, block.name);
+      tensor.first_row = block.row;
+      tensor.rows = block.rows;
+      result.push_back(tensor);
+    }
+  }
+  return result;
+}
+
+namespace {
+
+const char* name_of_mlp(MlpKind kind) {
+  switch (kind) {
+    case MlpKind::gelu:
+      return "gelu";
+    case MlpKind::gelu_exact:
+      return "gelu_exact";
+    case MlpKind::swiglu:
+      return "swiglu";
+    case MlpKind::relu2:
+      return "relu2";
+  }
+  return "?";
+}
+
+json own_config(const TransformerConfig& c) {
+  return {{"preset", c.preset == ModelPreset::gpt2 ? "gpt2" : "llama"},
+          {"layers", c.layers},
+          {"width", c.width},
+          {"heads", c.heads},
+          {"kv_heads", c.kv_heads},
+          {"head_size", c.head_size},
+          {"mlp_hidden", c.mlp_hidden},
+          {"vocabulary", c.vocabulary},
+          {"context_length", c.context_length},
+          {"mlp", name_of_mlp(c.mlp)},
+          {"norm", c.norm == NormChoice::layernorm ? "layernorm" : "rmsnorm"},
+          {"norm_affine", c.norm_affine},
+          {"norm_eps", c.norm_eps},
+          {"positions", c.positions == Positions::learned ? "learned" : "rotary"},
+          {"rotary_base", c.rotary_base},
+          {"biases", c.biases},
+          {"tied_embeddings", c.tied_embeddings},
+          {"qk_norm", c.qk_norm},
+          {"attention_scale", c.attention_scale},
+          {"attention_window", c.attention_window},
+          {"document_mask", c.document_mask},
+          {"logit_softcap", c.logit_softcap},
+          {"init_std", c.init_std},
+          {"init_scale_residual", c.init_scale_residual}};
+}
+
+TransformerConfig parse_own(const json& j) {
+  TransformerConfig c;
+  c.preset = j.at("preset") == "llama" ? ModelPreset::llama : ModelPreset::gpt2;
+  j.at("layers").get_to(c.layers);
+  j.at("width").get_to(c.width);
+  j.at("heads").get_to(c.heads);
+  j.at("kv_heads").get_to(c.kv_heads);
+  j.at("head_size").get_to(c.head_size);
+  j.at("mlp_hidden").get_to(c.mlp_hidden);
+  j.at("vocabulary").get_to(c.vocabulary);
+  j.at("context_length").get_to(c.context_length);
+  const auto mlp = j.at("mlp").get<std::string>();
+  for (const MlpKind kind : {MlpKind::gelu, MlpKind::gelu_exact, MlpKind::swiglu, MlpKind::relu2}) {
+    if (mlp == name_of_mlp(kind)) c.mlp = kind;
+  }
+  c.norm = j.at("norm") == "rmsnorm" ? NormChoice::rmsnorm : NormChoice::layernorm;
+  j.at("norm_affine").get_to(c.norm_affine);
+  j.at("norm_eps").get_to(c.norm_eps);
+  c.positions = j.at("positions") == "rotary" ? Positions::rotary : Positions::learned;
+  j.at("rotary_base").get_to(c.rotary_base);
+  j.at("biases").get_to(c.biases);
+  j.at("tied_embeddings").get_to(c.tied_embeddings);
+  j.at("qk_norm").get_to(c.qk_norm);
+  j.at("attention_scale").get_to(c.attention_scale);
+  j.at("attention_window").get_to(c.attention_window);
+  j.at("document_mask").get_to(c.document_mask);
+  j.at("logit_softcap").get_to(c.logit_softcap);
+  j.at("init_std").get_to(c.init_std);
+  j.at("init_scale_residual").get_to(c.init_scale_residual);
+  return c;
+}
+
+// A setting of transformers that this program has no counterpart for must have its usual value.
+void refuse_unless(bool fine, const std::string& file, const char* setting) {
+  if (!fine) {
+    throw Error(Exit::data, fmt::format("{}: \"{}\" has a value that polaron cannot represent.", file, setting));
+  }
+}
+
+TransformerConfig parse_gpt2(const json& j, const std::string& file) {
+  TransformerConfig c;
+  c.preset = ModelPreset::gpt2;
+  j.at("n_layer").get_to(c.layers);
+  j.at("n_embd").get_to(c.width);
+  j.at("n_head").get_to(c.heads);
+  j.at("vocab_size").get_to(c.vocabulary);
+  j.at("n_positions").get_to(c.context_length);
+  c.kv_heads = c.heads;
+  refuse_unless(c.heads > 0 && c.width % c.heads == 0, file, "n_head");
+  c.head_size = c.width / c.heads;
+  const json inner = j.value("n_inner", json());
+  c.mlp_hidden = inner.is_number_integer() ? inner.get<std::int64_t>() : 4 * c.width;
+  const std::string activation = j.value("activation_function", "gelu_new");
+  refuse_unless(activation == "gelu_new" || activation == "gelu" || activation == "gelu_pytorch_tanh", file,
+                "activation_function");
+  c.mlp = activation == "gelu" ? MlpKind::gelu_exact : MlpKind::gelu;
+  c.norm_eps = j.value("layer_norm_epsilon", 1e-5);
+  c.tied_embeddings = j.value("tie_word_embeddings", true);
+  refuse_unless(j.value("scale_attn_weights", true), file, "scale_attn_weights");
+  refuse_unless(!j.value("scale_attn_by_inverse_layer_idx", false), file, "scale_attn_by_inverse_layer_idx");
+  return c;
+}
+
+TransformerConfig parse_llama(const json& j, const std::string& file) {
+  TransformerConfig c;
+  c.preset = ModelPreset::llama;
+  j.at("num_hidden_layers").get_to(c.layers);
+  j.at("hidden_size").get_to(c.width);
+  j.at("num_attention_heads").get_to(c.heads);
+  j.at("intermediate_size").get_to(c.mlp_hidden);
+  j.at("vocab_size").get_to(c.vocabulary);
+  c.context_length = j.value("max_position_embeddings", std::int64_t{2048});
+  const auto integer_or = [&](const char* key, std::int64_t otherwise) {
+    const json value = j.value(key, json());
+    return value.is_number_integer() ? value.get<std::int64_t>() : otherwise;
+  };
+  c.kv_heads = integer_or("num_key_value_heads", c.heads);
+  refuse_unless(c.heads > 0 && c.kv_heads > 0 && c.heads % c.kv_heads == 0, file, "num_key_value_heads");
+  c.head_size = integer_or("head_dim", c.width / c.heads);
+  c.mlp = MlpKind::swiglu;
+  refuse_unless(j.value("hidden_act", "silu") == "silu", file, "hidden_act");
+  c.norm = NormChoice::rmsnorm;
+  c.norm_eps = j.value("rms_norm_eps", 1e-6);
+  c.positions = Positions::rotary;
+  // transformers 5 keeps the rotary settings in one object, earlier versions beside the others.
+  const json rope = j.contains("rope_parameters") ? j.at("rope_parameters") : j.value("rope_scaling", json());
+  c.rotary_base = j.value("rope_theta", 10000.0);
+  if (rope.is_object()) {
+    c.rotary_base = rope.value("rope_theta", c.rotary_base);
+    const std::string type = rope.value("rope_type", rope.value("type", "default"));
+    refuse_unless(type == "default", file, "rope_scaling");
+  }
+  const bool attention_bias = j.value("attention_bias", false);
+  refuse_unless(attention_bias == j.value("mlp_bias", false), file, "attention_bias");
+  c.biases = attention_bias;
+  c.tied_embeddings = j.value("tie_word_embeddings", false);
+  c.init_scale_residual = false;
+  return c;
+}
+
+void check_sizes(const TransformerConfig& c, const std::string& file) {
+  constexpr std::int64_t kMost = std::int64_t{1} << 31;
+  const std::pair<std::int64_t, const char*> sizes[] = {{c.layers, "layers"},         {c.width, "width"},
+                                                        {c.heads, "heads"},           {c.kv_heads, "kv_heads"},
+                                                        {c.head_size, "head_size"},   {c.mlp_hidden, "mlp_hidden"},
+                                                        {c.vocabulary, "vocabulary"}, {c.context_length, "context"}};
+  for (const auto& [value, name] : sizes) {
+    if (value <= 0 || value >= kMost) throw Error(Exit::data, fmt::format("{}: {} is {}.", file, name, value));
+  }
+}
+
+}  // namespace
+
+std::string huggingface_config(const TransformerConfig& c, std::int32_t separator) {
+  json j;
+  const json token = separator >= 0 ? json(separator) : json();
+  switch (layout_of(c)) {
+    case CheckpointLayout::gpt2:
+      j = {{"architectures", {"GPT2LMHeadModel"}},
+           {"model_type", "gpt2"},
+           {"n_layer", c.layers},
+           {"n_embd", c.width},
+           {"n_head", c.heads},
+           {"n_inner", c.mlp_hidden},
+           {"n_positions", c.context_length},
+           {"activation_function", c.mlp == MlpKind::gelu ? "gelu_new" : "gelu"},
+           {"layer_norm_epsilon", c.norm_eps},
+           {"resid_pdrop", 0.0},
+           {"embd_pdrop", 0.0},
+           {"attn_pdrop", 0.0},
+           {"scale_attn_weights", true}};
+      break;
+    case CheckpointLayout::llama:
+      j = {{"architectures", {"LlamaForCausalLM"}},
+           {"model_type", "llama"},
+           {"num_hidden_layers", c.layers},
+           {"hidden_size", c.width},
+           {"intermediate_size", c.mlp_hidden},
+           {"num_attention_heads", c.heads},
+           {"num_key_value_heads", c.kv_heads},
+           {"head_dim", c.head_size},
+           {"max_position_embeddings", c.context_length},
+           {"hidden_act", "silu"},
+           {"rms_norm_eps", c.norm_eps},
+           {"rope_theta", c.rotary_base},
+           {"attention_bias", c.biases},
+           {"mlp_bias", c.biases},
+           {"attention_dropout", 0.0}};
+      break;
+    case CheckpointLayout::native:
+      j = {{"model_type", "polaron"}};
+      break;
+  }
+  j["vocab_size"] = c.vocabulary;
+  j["tie_word_embeddings"] = c.tied_embeddings;
+  j["initializer_range"] = c.init_std;
+  j["bos_token_id"] = token;
+  j["eos_token_id"] = token;
+  j["torch_dtype"] = "float32";
+  j["polaron"] = own_config(c);
+  return j.dump(2) + "\n";
+}
+
+TransformerConfig read_huggingface_config(const std::filesystem::path& file) {
+  const json j = read_json_file(file);
+  TransformerConfig c;
+  try {
+    if (j.contains("polaron")) {
+      c = parse_own(j.at("polaron"));
+    } else {
+      const std::string type = j.value("model_type", "");
+      if (type != "gpt2" && type != "llama") {
+        throw Error(Exit::data,
+                    fmt::format("{}: model_type is \"{}\"; polaron reads gpt2 and llama.", file.string(), type));
+      }
+      c = type == "gpt2" ? parse_gpt2(j, file.string()) : parse_llama(j, file.string());
+      c.attention_scale = 1.0 / std::sqrt(static_cast<double>(c.head_size));
+    }
+  } catch (const json::exception& problem) {
+    throw Error(Exit::data, fmt::format("{}: not a model configuration: {}.", file.string(), problem.what()));
+  }
+  check_sizes(c, file.string());
+  return c;
+}
+
+}  // namespace polaron
