@@ -1,0 +1,53 @@
+// What a run will need, worked out without allocating anything: parameters, memory, arithmetic and traffic.
+#pragma once
+
+#include <cstdint>
+
+#include "backend/backend.h"
+#include "config/config.h"
+#include "model/activations.h"
+#include "model/parameters.h"
+#include "optim/assignment.h"
+
+namespace polaron {
+
+// Bytes of each class of memory of one process.
+struct MemoryPlan {
+  std::int64_t weights = 0;
+  std::int64_t gradients = 0;
+  std::int64_t optimizer_state = 0;
+  std::int64_t optimizer_scratch = 0;
+  std::int64_t activations = 0;  // with the chunk of logits
+  std::int64_t batches = 0;      // tokens on the host and on the device
+  std::int64_t total() const {
+    return weights + gradients + optimizer_state + optimizer_scratch + activations + batches;
+  }
+};
+
+// Floating-point operations of training on one token, multiplications and additions counted separately.
+struct FlopsPerToken {
+  std::int64_t matmul_parameters =
+      0;                 // N: parameters used in a matrix product (an untied token table is not, a tied one once)
+  double matmul = 0;     // 6 N: forward 2 N, backward 4 N
+  double attention = 0;  // 6 L C T: causal, half of the square (the convention of llm.c)
+  double total() const { return matmul + attention; }
+};
+
+// Bytes that one process sends a step in data-parallel training on `processes` processes.
+struct TrafficPlan {
+  std::int64_t gradients = 0;   // reduced to their owners: (P-1)/P of all fp32 gradients
+  std::int64_t parameters = 0;  // gathered from their owners: the same of all fp32 parameters
+  std::int64_t parameters_factors =
+      0;  // the same, but (m+n) r numbers for each m x n matrix under a low-rank optimizer
+};
+
+FlopsPerToken flops_per_token(const TransformerConfig& model, const ParameterTable& table,
+                              std::int64_t sequence_length);
+MemoryPlan plan_memory(const Config& config, const ParameterTable& table, const Assignment& assignment,
+                       Backend& backend);
+TrafficPlan plan_traffic(const ParameterTable& table, const Assignment& assignment, int processes);
+
+// Shape of the activations that a config asks for.
+ActivationShape activation_shape(const Config& config);
+
+}  // namespace polaron

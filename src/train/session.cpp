@@ -1,0 +1,160 @@
+#include "train/session.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <vector>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "data/shard.h"
+
+namespace polaron {
+
+std::optional<Vocabulary> find_vocabulary(const DataConfig& data) {
+  if (!data.vocabulary.empty()) return Vocabulary::load(data.vocabulary);
+  const std::vector<std::string> files = expand_pattern(data.train);
+  return files.empty() ? std::nullopt : Vocabulary::find_beside(files.front());
+}
+
+void resolve_vocabulary(Config& config, const std::optional<Vocabulary>& vocabulary) {
+  if (config.model.vocabulary == 0) {
+    if (!vocabulary) {
+      throw Error(Exit::usage,
+                  fmt::format("model.vocabulary is not given, and there is no vocabulary.json beside {}: set "
+                              "model.vocabulary to the number of token ids.",
+                              config.data.train));
+    }
+    config.model.vocabulary = vocabulary->size();
+  }
+  if (vocabulary && vocabulary->size() > config.model.vocabulary) {
+    throw Error(Exit::usage,
+                fmt::format("the data's vocabulary \"{}\" has {} tokens, but model.vocabulary is {}: raise it to {} "
+                            "or more (0 takes it from the data).",
+                            vocabulary->name(), vocabulary->size(), config.model.vocabulary, vocabulary->size()));
+  }
+}
+
+namespace {
+
+Config resolved(Config config, const std::optional<Vocabulary>& vocabulary) {
+  resolve_vocabulary(config, vocabulary);
+  return config;
+}
+
+void check_memory(const MemoryPlan& memory, Device& device) {
+  const DeviceInfo info = device.info();
+  constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
+  if (info.memory_free > 0 && static_cast<std::uint64_t>(memory.total()) > info.memory_free) {
+    throw Error(
+        Exit::device,
+        fmt::format(
+            "the run needs {:.2f} GiB of memory (activations {:.2f} GiB), and {:.2f} GiB are free. Lower "
+            "training.micro_batch, set training.recompute to \"block\", or choose a smaller model; `polaron plan` "
+            "shows what each part takes.",
+            static_cast<double>(memory.total()) / kGiB, static_cast<double>(memory.activations) / kGiB,
+            static_cast<double>(info.memory_free) / kGiB));
+  }
+}
+
+LoaderOptions loader_options(const Config& config, const Communicator& communicator, std::int32_t separator) {
+  LoaderOptions options;
+  options.pattern = config.data.train;
+  options.sequence_length = config.training.sequence_length;
+  options.global_batch = config.training.batch;
+  options.micro_batch = config.training.micro_batch;
+  options.rank = communicator.rank();
+  options.processes = communicator.size();
+  options.shuffle = config.data.shuffle;
+  options.seed = config.seed;
+  options.vocabulary_size = config.model.vocabulary;
+  options.document_mask = config.model.document_mask;
+  options.separator_token = separator;
+  return options;
+}
+
+ValidationOptions validation_options(const Config& config, const Communicator& communicator, std::int32_t separator) {
+  ValidationOptions options;
+  options.pattern = config.data.validation;
+  options.sequence_length = config.training.sequence_length;
+  options.micro_batch = config.training.micro_batch;
+  options.tokens = config.validation.tokens;
+  options.rank = communicator.rank();
+  options.processes = communicator.size();
+  options.vocabulary_size = config.model.vocabulary;
+  options.document_mask = config.model.document_mask;
+  options.separator_token = separator;
+  return options;
+}
+
+}  // namespace
+
+Session::Session(Config given, bool initialize)
+    : vocabulary(find_vocabulary(given.data)),
+      config(resolved(std::move(given), vocabulary)),
+      chosen(make_backend(config.device, static_cast<int>(config.threads))),
+      backend(*chosen.backend),
+      communicator(make_single_process_communicator()),
+      table(config.model) {
+  Assignment assignment = assign_optimizers(config.optimizer, config.model, table);
+  memory = plan_memory(config, table, assignment, backend);
+  flops = flops_per_token(config.model, table, config.training.sequence_length);
+  // The data is opened before anything large is allocated: a wrong path should not cost time.
+  if (!config.data.validation.empty()) {
+    validation.emplace(validation_options(config, *communicator, separator()));
+    if (validation->shortened()) {
+      log::warn(fmt::format("validation.tokens is {}, but {} holds {}: using all of them.", config.validation.tokens,
+                            config.data.validation, validation->available()));
+    }
+  }
+  check_memory(memory, backend.device());
+  stream = backend.device().make_stream();
+  const auto bytes = static_cast<std::size_t>(table.stored_elements()) * sizeof(float);
+  weights = DeviceBuffer(backend.device(), bytes);
+  gradients = DeviceBuffer(backend.device(), bytes);
+  if (initialize) {
+    if (config.init_from.empty()) {
+      std::vector<float> host(static_cast<std::size_t>(table.stored_elements()));
+      initialize_weights(table, config.seed, host.data());
+      backend.device().upload(*stream, weights.data(), host.data(), bytes);
+      stream->synchronize();
+    } else {
+      CheckpointReader(config.init_from).load_weights(backend, *stream, weights_view());
+    }
+  }
+  optimizer.emplace(std::move(assignment), table, backend, config.seed, weights.as<float>(), gradients.as<float>());
+  const ActivationShape shape = activation_shape(config);
+  model.emplace(config.model, table, shape, backend, weights.as<float>(), gradients.as<float>());
+  uploader.emplace(backend.device(), shape.rows());
+}
+
+std::unique_ptr<Loader> Session::open_loader(std::int64_t position) const {
+  return std::make_unique<Loader>(loader_options(config, *communicator, separator()), LoaderPosition{position});
+}
+
+double measure_gemm_rate(Backend& backend) {
+  using Clock = std::chrono::steady_clock;
+  const auto stream = backend.device().make_stream();
+  double best = 0;
+  // Larger and larger, until a product takes long enough to be timed.
+  for (std::int64_t n = 512; n <= 8192; n *= 2) {
+    const auto elements = static_cast<std::size_t>(n * n);
+    const DeviceBuffer a(backend.device(), elements * sizeof(float));
+    const DeviceBuffer b(backend.device(), elements * sizeof(float));
+    const DeviceBuffer c(backend.device(), elements * sizeof(float));
+    const auto matrix = [&](const DeviceBuffer& buffer) { return Tensor(buffer.data(), DType::f32, n, n); };
+    double seconds = 0;
+    for (int repeat = 0; repeat < 3; ++repeat) {
+      const auto start = Clock::now();
+      backend.linear().forward(*stream, matrix(a), matrix(b), {}, Activation::none, matrix(c), {});
+      stream->synchronize();
+      seconds = std::chrono::duration<double>(Clock::now() - start).count();
+      if (repeat > 0) best = std::max(best, 2.0 * static_cast<double>(n * n * n) / seconds);
+    }
+    if (seconds > 0.01) break;
+  }
+  return best;
+}
+
+}  // namespace polaron

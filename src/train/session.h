@@ -1,0 +1,62 @@
+// Everything a training run holds, put together from its config: device, data, model, optimizer.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "backend/backend.h"
+#include "comm/communicator.h"
+#include "config/config.h"
+#include "data/loader.h"
+#include "data/validation.h"
+#include "data/vocabulary.h"
+#include "model/transformer.h"
+#include "optim/optimizer.h"
+#include "train/backend_factory.h"
+#include "train/checkpoint.h"
+#include "train/device_batch.h"
+#include "train/plan.h"
+
+namespace polaron {
+
+// The vocabulary that config.data names, or that lies beside the training shards. Error(Exit::data) where a named one
+// cannot be read.
+std::optional<Vocabulary> find_vocabulary(const DataConfig& data);
+
+// Fills config.model.vocabulary from the vocabulary where it is 0, and checks that the data's ids fit the model.
+void resolve_vocabulary(Config& config, const std::optional<Vocabulary>& vocabulary);
+
+class Session {
+ public:
+  // Opens the data, checks that the plan fits into memory, allocates, and draws the initial weights (or reads those of
+  // config.init_from). `initialize` false leaves them zero: the caller loads a checkpoint.
+  Session(Config config, bool initialize);
+
+  std::optional<Vocabulary> vocabulary;
+  Config config;
+  ChosenBackend chosen;
+  Backend& backend;
+  std::unique_ptr<Communicator> communicator;
+  ParameterTable table;
+  MemoryPlan memory;
+  FlopsPerToken flops;
+  std::unique_ptr<Stream> stream;
+  DeviceBuffer weights;
+  DeviceBuffer gradients;
+  std::optional<Optimizer> optimizer;
+  std::optional<Transformer> model;
+  std::optional<BatchUploader> uploader;
+  std::optional<ValidationReader> validation;
+
+  // The training data from global batch `position` on. A loader reads ahead on a thread of its own.
+  std::unique_ptr<Loader> open_loader(std::int64_t position) const;
+  std::int32_t separator() const { return vocabulary ? vocabulary->separator_token() : -1; }
+  ModelWeights weights_view() { return {config.model, table, weights.as<float>()}; }
+};
+
+// Highest rate in FLOP/s that the device's GEMM reaches on a large square product, measured in well under a second.
+double measure_gemm_rate(Backend& backend);
+
+}  // namespace polaron

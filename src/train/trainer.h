@@ -1,0 +1,22 @@
+// The training loop.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+
+#include "base/error.h"
+#include "config/config.h"
+
+namespace polaron {
+
+struct TrainOptions {
+  std::optional<std::filesystem::path> resume;  // a checkpoint or a run directory; nothing: a new run
+  double max_seconds = 0;                       // stop as a signal would after this much time; 0: never
+};
+
+// Trains to the end of the config's steps: Exit::done; or until SIGINT, SIGTERM or max_seconds: a checkpoint of the
+// last complete step is written and Exit::interrupted returned. Everything else is an Error; the run directory then
+// holds what was complete.
+Exit train(const Config& config, const TrainOptions& options);
+
+}  // namespace polaron
