@@ -1,0 +1,80 @@
+// The program's commands, each with its arguments as a struct. command_line.cpp fills them; a file each carries them
+// out.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+
+namespace polaron {
+
+struct TrainCommand {
+  std::string config;
+  std::vector<std::string> overrides;  // "key.path=value"
+  bool resume = false;
+  std::string resume_from;  // empty: the config's own output directory
+  std::string max_time;     // a duration; empty: none
+};
+
+struct EvalCommand {
+  std::string checkpoint;
+  std::string data;
+  std::int64_t tokens = 0;           // 0: all
+  std::int64_t sequence_length = 0;  // 0: what the model was trained with
+  std::int64_t micro_batch = 8;
+  std::string device = "auto";
+  int threads = 0;
+  bool json = false;
+};
+
+struct GenerateCommand {
+  std::string checkpoint;
+  std::string prompt;
+  std::vector<std::int32_t> prompt_ids;
+  std::int64_t tokens = 128;
+  double temperature = 0.8;
+  std::int64_t top_k = 40;
+  std::uint64_t seed = 0;
+  std::string device = "auto";
+  int threads = 0;
+};
+
+struct PlanCommand {
+  std::string config;
+  std::vector<std::string> overrides;
+  int processes = 1;
+};
+
+struct BenchCommand {
+  std::string config;  // optimizer, step: whose model; empty: configs/gpt2-124m.json's shape
+  std::vector<std::string> overrides;
+  std::int64_t repeats = 5;
+  std::string json;          // file for the results; empty: none
+  std::int64_t size = 1024;  // orthogonalize: rows
+  std::int64_t columns = 0;  // orthogonalize: columns; 0: square
+  std::string device = "auto";
+  int threads = 0;
+};
+
+struct ConfigCommand {
+  std::string config;  // prints its effective form; or
+  std::vector<std::string> overrides;
+  bool markdown = false;  // the reference
+  bool schema = false;
+};
+
+Exit run_train(const TrainCommand& command);
+Exit run_eval(const EvalCommand& command);
+Exit run_generate(const GenerateCommand& command);
+Exit run_plan(const PlanCommand& command);
+Exit run_bench_orthogonalize(const BenchCommand& command);
+Exit run_bench_optimizer(const BenchCommand& command);
+Exit run_bench_step(const BenchCommand& command);
+Exit run_config(const ConfigCommand& command);
+
+// Parses the command line, runs the command, prints errors, returns the exit code.
+int run_command_line(int argc, const char* const* argv);
+
+}  // namespace polaron

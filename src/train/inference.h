@@ -1,0 +1,39 @@
+// A checkpoint's model, loaded for evaluation or sampling: weights and the activations of a forward pass, no gradients.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "model/transformer.h"
+#include "train/backend_factory.h"
+#include "train/checkpoint.h"
+#include "train/device_batch.h"
+
+namespace polaron {
+
+class InferenceModel {
+ public:
+  // For batches of at most `sequences` of `length` tokens.
+  InferenceModel(const CheckpointReader& checkpoint, const std::string& device, int threads, std::int64_t sequences,
+                 std::int64_t length);
+
+  Transformer& transformer() { return *transformer_; }
+  Backend& backend() { return *chosen_.backend; }
+  Stream& stream() { return *stream_; }
+  BatchUploader& uploader() { return *uploader_; }
+
+ private:
+  ChosenBackend chosen_;
+  ParameterTable table_;
+  std::unique_ptr<Stream> stream_;
+  DeviceBuffer weights_;
+  std::optional<Transformer> transformer_;
+  std::optional<BatchUploader> uploader_;
+};
+
+// The sequence length that the checkpoint's run trained with; the context length where it does not say.
+std::int64_t trained_sequence_length(const CheckpointReader& checkpoint);
+
+}  // namespace polaron
