@@ -1,0 +1,60 @@
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "base/error.h"
+#include "commands/commands.h"
+#include "train/backend_factory.h"
+#include "train/report.h"
+#include "train/session.h"
+
+namespace polaron {
+
+Exit run_plan(const PlanCommand& command) {
+  Config config = load_config(command.config, command.overrides);
+  if (config.model.vocabulary == 0) resolve_vocabulary(config, find_vocabulary(config.data));
+  const ParameterTable table(config.model);
+  const Assignment assignment = assign_optimizers(config.optimizer, config.model, table);
+  const ChosenBackend chosen = make_backend(config.device, static_cast<int>(config.threads));
+
+  Console console;
+  const FlopsPerToken flops = flops_per_token(config.model, table, config.training.sequence_length);
+  console.table(model_table(config, table, flops));
+  console.table(optimizer_table(assignment, table));
+  const std::string note = full_rank_note(assignment);
+  if (!note.empty()) console.line(note);
+
+  Table roles;
+  roles.title = "parameters by role";
+  for (const Role role : {Role::matrix, Role::embedding, Role::head, Role::vector, Role::scalar}) {
+    if (table.elements(role) > 0) roles.rows.push_back({name_of(role), format_grouped(table.elements(role))});
+  }
+  roles.rows.push_back({});
+  roles.rows.push_back({"in all", format_grouped(table.elements())});
+  console.table(roles);
+
+  console.table(memory_table(plan_memory(config, table, assignment, *chosen.backend)));
+
+  const double step_tokens = static_cast<double>(config.training.batch * config.training.sequence_length);
+  Table work;
+  work.title = "arithmetic";
+  work.rows = {
+      {"parameters in products (N)", format_grouped(flops.matmul_parameters)},
+      {"FLOPs a token, 6N", fmt::format("{:.4g}", flops.matmul)},
+      {"FLOPs a token, attention 6LCT", fmt::format("{:.4g}", flops.attention)},
+      {"FLOPs a step", fmt::format("{:.4g}", flops.total() * step_tokens)},
+      {"FLOPs of the run", fmt::format("{:.4g}", flops.total() * static_cast<double>(config.training.tokens))}};
+  console.table(work);
+
+  const TrafficPlan traffic = plan_traffic(table, assignment, command.processes);
+  Table sent;
+  sent.title =
+      fmt::format("sent by each of {} process{} a step", command.processes, command.processes == 1 ? "" : "es");
+  sent.rows = {{"gradients, to their owners", format_bytes(traffic.gradients)},
+               {"updated parameters, from their owners", format_bytes(traffic.parameters)},
+               {"or low-rank factors in their place", format_bytes(traffic.parameters_factors)}};
+  console.table(sent);
+  return Exit::done;
+}
+
+}  // namespace polaron
