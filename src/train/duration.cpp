@@ -22,7 +22,7 @@ constexpr std::int64_t longest = std::int64_t{100} * 365 * 86'400;
 // What is wrong with the text, or the seconds.
 struct Parsed {
   std::int64_t seconds = 0;
-  std::string problem;
+  std::string problem = {};
 };
 
 Parsed parse(std::string_view text) {
