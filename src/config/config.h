@@ -19,6 +19,7 @@ struct DataConfig {
   std::string validation;  // glob of validation shards; empty: no validation
   std::string vocabulary;  // vocabulary.json; empty: beside the training shards, when there is one
   bool shuffle = true;
+  bool operator==(const DataConfig&) const = default;
 };
 
 enum class Recompute : std::uint8_t { none, block };
@@ -35,6 +36,7 @@ struct TrainingConfig {
   std::int64_t loss_chunk = 0;  // rows of logits held at once; 0: chosen so that a chunk is about 64 MB
   double skip_loss_spikes =
       0;  // skip a step whose loss lies more than this many deviations above the last 128; 0: never
+  bool operator==(const TrainingConfig&) const = default;
 };
 
 enum class ScheduleKind : std::uint8_t { constant, linear, cosine, wsd };
@@ -44,6 +46,7 @@ struct ScheduleConfig {
   std::int64_t warmup_steps = 0;  // linear from 0
   double final_fraction = 0.1;    // of the peak rate, at the last step
   double decay_fraction = 0.3;    // wsd: the last part of the run in which the rate falls linearly
+  bool operator==(const ScheduleConfig&) const = default;
 };
 
 enum class OptimizerKind : std::uint8_t { adamw, sgd, muon, low_rank_muon, msgd, low_rank_msgd };
@@ -59,6 +62,7 @@ struct RankSpec {
   std::int64_t numerator = 1;
   std::int64_t denominator = 4;  // 1: `numerator` is the rank itself
   bool is_fraction() const { return denominator != 1; }
+  bool operator==(const RankSpec&) const = default;
 };
 
 // Settings of one optimizer group. Every field exists for every kind; validation refuses those that the kind does not
@@ -88,6 +92,7 @@ struct OptimizerSettings {
   std::int64_t power_iterations = 1;  // sketch "power": Gaussian start, then this many iterations
   BasisKind basis = BasisKind::automatic;
   RankCompensation rank_lr_compensation = RankCompensation::none;
+  bool operator==(const OptimizerSettings&) const = default;
 };
 
 struct OptimizerConfig {
@@ -100,18 +105,22 @@ struct OptimizerConfig {
   struct RawOverride {
     std::string pattern;
     std::string json;
+    bool operator==(const RawOverride&) const = default;
   };
   std::vector<RawOverride> overrides;
+  bool operator==(const OptimizerConfig&) const = default;
 };
 
 struct ValidationConfig {
   std::int64_t every = 0;   // steps; 0: only at the end
   std::int64_t tokens = 0;  // exactly so many targets; 0: the whole split
+  bool operator==(const ValidationConfig&) const = default;
 };
 
 struct CheckpointConfig {
   std::int64_t every = 0;  // steps; 0: only at the end
   std::int64_t keep = 3;   // most recent checkpoints kept; 0: all
+  bool operator==(const CheckpointConfig&) const = default;
 };
 
 struct SampleConfig {
@@ -120,6 +129,7 @@ struct SampleConfig {
   std::int64_t tokens = 64;
   double temperature = 0.8;
   std::int64_t top_k = 40;  // 0: all
+  bool operator==(const SampleConfig&) const = default;
 };
 
 struct Config {
@@ -138,6 +148,7 @@ struct Config {
   ValidationConfig validation;
   CheckpointConfig checkpoint;
   SampleConfig sample;
+  bool operator==(const Config&) const = default;
 };
 
 // Reads a config file: // comments allowed, "extends": "other.json" (relative to the file) merged under it, then

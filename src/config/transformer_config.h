@@ -38,6 +38,7 @@ struct TransformerConfig {
   double logit_softcap = 0.0;         // c tanh(z/c) on the logits; 0: none
   double init_std = 0.02;             // normal initial weights of embeddings and matrices
   bool init_scale_residual = true;    // attention and MLP output projections: init_std / sqrt(2 layers)
+  bool operator==(const TransformerConfig&) const = default;
 };
 
 }  // namespace polaron

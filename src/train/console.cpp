@@ -96,7 +96,7 @@ std::string format_step_line(const StepMetrics& metrics, std::int64_t total_step
                       {fmt::format("{:>8}", format_milliseconds(metrics.ms)), 5},
                       {fmt::format("{:>7} tok/s", format_rate(metrics.tokens_per_s)), 4},
                       {fmt::format("mfu {:>5}", format_percent(metrics.mfu)), 6},
-                      {fmt::format("eta {:>7}", eta_seconds ? format_duration(*eta_seconds) : "-"), 7},
+                      {fmt::format("eta {:>8}", eta_seconds ? format_duration(*eta_seconds) : "-"), 7},
                       {fmt::format("{:7}", metrics.skipped   ? "skipped"
                                            : metrics.clipped ? "clipped"
                                                              : "")}},
@@ -112,6 +112,11 @@ std::string format_validation_line(const ValidationRecord& record, std::optional
                       {format_grouped(record.val_tokens) + " tokens", 2},
                       {format_milliseconds(record.ms), 1}},
                      width);
+}
+
+std::string format_checkpoint_line(const CheckpointRecord& record, int width) {
+  return join_fields(
+      {{"checkpoint  " + record.path}, {format_bytes(record.bytes), 1}, {format_milliseconds(record.ms), 2}}, width);
 }
 
 std::string format_sample(const SampleRecord& record, int width) {
@@ -279,8 +284,7 @@ void Console::sample(const SampleRecord& record) {
 
 void Console::checkpoint(const CheckpointRecord& record) {
   progress_.phase.clear();
-  write(fmt::format("checkpoint at step {}  {} in {}  {}", record.step, format_bytes(record.bytes),
-                    format_milliseconds(record.ms), record.path));
+  write(format_checkpoint_line(record, width()));
 }
 
 void Console::phase(const std::string& what, std::int64_t done, std::int64_t total) {

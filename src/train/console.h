@@ -23,10 +23,12 @@ namespace polaron {
 // no limit) are left out, what the progress bar shows as well first.
 std::string format_step_line(const StepMetrics& metrics, std::int64_t total_steps, std::optional<double> eta_seconds,
                              int width = 0);
-// "validation at step 120  loss 3.2011  ppl 24.56 (27.10 before)  65,536 tokens  1.2 s"
+// "validation at step 120  loss 3.2011  ppl 24.56 (27.10 before)  65,536 tokens  1.23 s"
 std::string format_validation_line(const ValidationRecord& record, std::optional<double> perplexity_before = {},
                                    int width = 0);
 
+// "checkpoint  runs/x/checkpoints/step-000120  1.2 GB  3.45 s"
+std::string format_checkpoint_line(const CheckpointRecord& record, int width = 0);
 // "sample at step 120" and below it the prompt with its continuation, each line after "  | ".
 std::string format_sample(const SampleRecord& record, int width = 0);
 

@@ -143,8 +143,9 @@ std::string format_flops(double flops_per_second) {
 std::string format_milliseconds(double ms) {
   if (!std::isfinite(ms)) return "n/a";
   if (ms < 9.995) return fmt::format("{:.2f} ms", ms);
-  if (ms < 9'999.5) return format_grouped(std::llround(ms)) + " ms";
-  return ms < 3.6e6 ? fmt::format("{:.1f} s", ms / 1e3) : format_duration(ms / 1e3);
+  if (ms < 999.5) return fmt::format("{:.0f} ms", ms);
+  if (ms < 99'995) return fmt::format("{:.2f} s", ms / 1e3);
+  return ms < 3.6e6 ? fmt::format("{:.0f} s", ms / 1e3) : format_duration(ms / 1e3);
 }
 
 std::string format_perplexity(double perplexity) {

@@ -9,12 +9,12 @@
 
 namespace polaron {
 
-std::string format_grouped(std::int64_t number);             // "12,345"
-std::string format_count(std::int64_t number);               // grouped below 10,000, then "12.3K", "124.4M", "1.6B"
-std::string format_bytes(std::int64_t bytes);                // "512 B", "1.2 kB", "1.2 GB": powers of 1000
-std::string format_flops(double flops_per_second);           // "320.1 GFLOP/s"; "n/a" when not positive and finite
-std::string format_milliseconds(double ms);                  // "3.21 ms", "212 ms", "12.3 s", from an hour on "1:02:03"
-std::string format_perplexity(double perplexity);            // "24.89", "50,257", "1.2e+08", "inf", "nan"
+std::string format_grouped(std::int64_t number);    // "12,345"
+std::string format_count(std::int64_t number);      // grouped below 10,000, then "12.3K", "124.4M", "1.6B"
+std::string format_bytes(std::int64_t bytes);       // "512 B", "1.2 kB", "1.2 GB": powers of 1000
+std::string format_flops(double flops_per_second);  // "320.1 GFLOP/s"; "n/a" when not positive and finite
+std::string format_milliseconds(double ms);        // "3.21 ms", "212 ms", "12.34 s", "212 s"; from an hour on "1:02:03"
+std::string format_perplexity(double perplexity);  // "24.89", "50,257", "1.2e+08", "inf", "nan"
 std::string format_percent(std::optional<double> fraction);  // "41.2%"; "n/a" for nothing
 
 // `text` with everything that a terminal could take for a command replaced by U+FFFD: control characters except newline

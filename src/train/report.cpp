@@ -22,7 +22,9 @@ const char* name_of(MlpKind kind) {
 }
 
 std::string shape_text(const TransformerConfig& m) {
-  std::string text = fmt::format("{} layers, width {}, {} heads of {}", m.layers, m.width, m.heads, m.head_size);
+  std::string text =
+      fmt::format("{}, {} layers, width {}, {} heads of {}", m.preset == ModelPreset::gpt2 ? "GPT-2" : "LLaMA",
+                  m.layers, m.width, m.heads, m.head_size);
   if (m.kv_heads != m.heads) text += fmt::format(" ({} for keys and values)", m.kv_heads);
   return text + fmt::format(", MLP {} {}", m.mlp_hidden, name_of(m.mlp));
 }
@@ -33,7 +35,7 @@ Table model_table(const Config& config, const ParameterTable& table, const Flops
   const TransformerConfig& m = config.model;
   const TrainingConfig& t = config.training;
   Table result;
-  result.title = fmt::format("model: {}", m.preset == ModelPreset::gpt2 ? "GPT-2" : "LLaMA");
+  result.title = "model";
   result.rows = {
       {"shape", shape_text(m)},
       {"vocabulary",

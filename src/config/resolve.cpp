@@ -1,0 +1,135 @@
+#include "config/resolve.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+
+#include "config/documents.h"
+#include "config/fields.h"
+
+namespace polaron {
+namespace {
+
+class Resolver {
+ public:
+  Resolver(Config& config, const std::string& origin) : c_(config), origin_(origin) {}
+
+  void run() {
+    names();
+    model();
+    lengths();
+    batches();
+    duration();
+    schedule();
+    if (c_.validation.every > 0 && c_.data.validation.empty()) {
+      fail("/validation/every", "given, but there is no data to validate on; give data.validation too");
+    }
+  }
+
+ private:
+  [[noreturn]] void fail(const std::string& pointer, const std::string& text) const { refuse(origin_, pointer, text); }
+
+  void required(bool given, const std::string& pointer, const std::string& what) const {
+    if (!given) fail(pointer, "missing; give " + what);
+  }
+
+  void names() {
+    if (c_.name.empty()) c_.name = std::filesystem::path(origin_).stem().string();
+    const auto bad = [](char letter) { return letter == '/' || static_cast<unsigned char>(letter) < 32; };
+    if (c_.name.empty() || c_.name == "." || c_.name == ".." || std::any_of(c_.name.begin(), c_.name.end(), bad)) {
+      fail("/name", "the name of a run must do as a folder's name: not empty, without \"/\" and control characters");
+    }
+    if (c_.output.empty()) c_.output = "runs/" + c_.name;
+    required(!c_.data.train.empty(), "/data/train", "the glob of the training shards");
+    if (c_.precision == "bf16") {
+      fail("/precision", "bf16 is not available on this build's only backend, which computes in fp32; use \"fp32\"");
+    }
+  }
+
+  void model() {
+    TransformerConfig& m = c_.model;
+    required(m.layers > 0, "/model/layers", "the number of transformer blocks");
+    required(m.width > 0, "/model/width", "the size of the residual stream");
+    required(m.heads > 0, "/model/heads", "the number of attention heads");
+    if (m.head_size == 0) {
+      if (m.width % m.heads != 0) {
+        fail("/model/width",
+             fmt::format("{} is not divisible by {} heads; change one of them, or give head_size", m.width, m.heads));
+      }
+      m.head_size = m.width / m.heads;
+    }
+    if (m.kv_heads == 0) m.kv_heads = m.heads;
+    if (m.heads % m.kv_heads != 0) {
+      fail("/model/kv_heads", fmt::format("{} does not divide {} heads", m.kv_heads, m.heads));
+    }
+    if (m.positions == Positions::rotary && m.head_size % 2 != 0) {
+      fail("/model/head_size",
+           fmt::format("{} is odd, but rotary positions rotate pairs; give an even head_size", m.head_size));
+    }
+    if (m.mlp_hidden == 0) {
+      m.mlp_hidden = m.mlp == MlpKind::swiglu ? ((8 * m.width + 2) / 3 + 63) / 64 * 64 : 4 * m.width;
+    }
+    if (m.attention_scale == 0) m.attention_scale = 1.0 / std::sqrt(static_cast<double>(m.head_size));
+  }
+
+  void lengths() {
+    std::int64_t& context = c_.model.context_length;
+    std::int64_t& sequence = c_.training.sequence_length;
+    required(context > 0 || sequence > 0, "/model/context_length", "it or training.sequence_length");
+    if (context == 0) context = sequence;
+    if (sequence == 0) sequence = context;
+    if (sequence > context) {
+      fail("/training/sequence_length",
+           fmt::format("{} is more than the {} of model.context_length", sequence, context));
+    }
+  }
+
+  void batches() {
+    TrainingConfig& t = c_.training;
+    required(t.batch > 0, "/training/batch", "the number of sequences in an optimizer step");
+    if (t.micro_batch == 0) t.micro_batch = t.batch;
+    if (t.batch % t.micro_batch != 0) {
+      fail("/training/micro_batch", fmt::format("{} does not divide batch {}", t.micro_batch, t.batch));
+    }
+  }
+
+  void duration() {
+    TrainingConfig& t = c_.training;
+    required(t.steps > 0 || t.tokens > 0, "/training/steps", "it or tokens");
+    const std::int64_t per_step = t.batch * t.sequence_length;  // both at most 2^24
+    const std::int64_t steps = t.tokens > 0 ? (t.tokens - 1) / per_step + 1 : t.steps;
+    if (t.steps > 0 && t.steps != steps) {
+      fail("/training/tokens", fmt::format("{} tokens are {} steps of {} x {}, but steps is {}; give one of the two",
+                                           t.tokens, steps, t.batch, t.sequence_length, t.steps));
+    }
+    t.steps = steps;
+    if (__builtin_mul_overflow(steps, per_step, &t.tokens) || static_cast<double>(t.tokens) > largest_count) {
+      fail("/training/steps", fmt::format("{} steps of {} x {} are more than {:.0e} tokens", steps, t.batch,
+                                          t.sequence_length, largest_count));
+    }
+  }
+
+  void schedule() const {
+    const ScheduleConfig& s = c_.schedule;
+    const std::int64_t steps = c_.training.steps;
+    if (s.warmup_steps > 0 && s.warmup_steps >= steps) {
+      fail("/schedule/warmup_steps", fmt::format("{} is not less than the run's {} steps", s.warmup_steps, steps));
+    }
+    const double stable_end = (1.0 - s.decay_fraction) * static_cast<double>(steps);
+    if (s.kind == ScheduleKind::wsd && static_cast<double>(s.warmup_steps) > stable_end + 0.5) {
+      fail("/schedule/decay_fraction", fmt::format("{} of {} steps begins before the warm-up of {} steps ends",
+                                                   s.decay_fraction, steps, s.warmup_steps));
+    }
+  }
+
+  Config& c_;
+  const std::string& origin_;
+};
+
+}  // namespace
+
+void resolve(Config& config, const std::string& origin) { Resolver(config, origin).run(); }
+
+}  // namespace polaron

@@ -1,0 +1,292 @@
+// With S = scale q k^T, P = exp(S - lse), delta = rowsum(d_out * out):
+//   dV = P^T dO;   dS = P * (dO V^T - delta);   dQ = scale dS K;   dK = scale dS^T Q
+// (Dao et al., FlashAttention, arXiv 2205.14135, appendix B.2). P is computed again from q, k and lse.
+#include <algorithm>
+#include <cstring>
+
+#include "cpu/attention.h"
+#include "cpu/gemm_tile.h"
+#include "cpu/simd.h"
+#include "cpu/simd_math.h"
+
+namespace polaron::cpu {
+namespace {
+
+using std::int64_t;
+
+// Pairs of blocks. The key block's k and v are transposed once into panels of kTileCols keys and serve all queries.
+// Both blocks begin at multiples of their size, and kQueryBlock is a multiple of kTileCols and divides kKeyBlock.
+constexpr int64_t kQueryBlock = 2 * kTileCols > 64 ? 2 * kTileCols : 64;
+constexpr int64_t kKeyBlock = 128;
+constexpr int64_t kKeyPanels = kKeyBlock / kTileCols;
+static_assert(kQueryBlock % kTileCols == 0 && kKeyBlock % kQueryBlock == 0);
+
+constexpr float kLog2E = 1.44269504F;
+
+struct BackwardScratch {
+  BackwardScratch(float* memory, int64_t head_size) : stride((head_size + kLanes - 1) / kLanes * kLanes) {
+    const auto take = [&](int64_t count) {
+      float* const block = memory == nullptr ? nullptr : memory + floats;
+      floats += aligned_floats(count);
+      return block;
+    };
+    k_panels = take(kKeyPanels * head_size * kTileCols);
+    v_panels = take(kKeyPanels * head_size * kTileCols);
+    k = take(kKeyBlock * stride);
+    q = take(kQueryBlock * stride);
+    d_out = take(kQueryBlock * stride);
+    p = take(kQueryBlock * kKeyBlock);
+    d_s = take(kQueryBlock * kKeyBlock);
+  }
+
+  int64_t stride;   // of k, q and d_out: head_size rounded up to whole vectors
+  float* k_panels;  // of a panel: [head_size, kTileCols], transposed
+  float* v_panels;
+  float* k;  // [keys, head_size] with zeros up to the stride, like q and d_out
+  float* q;
+  float* d_out;
+  float* p;    // [queries, kKeyBlock]: scores, then P
+  float* d_s;  // [queries, kKeyBlock]: dO V^T, then scale dS
+  std::size_t floats = 0;
+};
+
+struct Block {
+  int64_t first, count;
+  int64_t end() const { return first + count; }
+};
+
+class Backward {
+ public:
+  Backward(const AttentionInput& in, const Tensor& lse, const Tensor& d_out, const Tensor& d_qkv,
+           const std::vector<float>& delta)
+      : in_(in),
+        lse_(lse.f32()),
+        d_out_(d_out.f32()),
+        d_out_stride_(d_out.stride),
+        d_qkv_(d_qkv.f32()),
+        d_qkv_stride_(d_qkv.stride),
+        delta_(delta.data()) {}
+
+  Block key_block(int64_t i) const { return block(i, kKeyBlock); }
+  Block query_block(int64_t i) const { return block(i, kQueryBlock); }
+  int64_t key_blocks() const { return (in_.shape.sequence_length + kKeyBlock - 1) / kKeyBlock; }
+  int64_t query_blocks() const { return (in_.shape.sequence_length + kQueryBlock - 1) / kQueryBlock; }
+
+  // Gradients of k and v of one block of keys, from all queries of all heads of its group; with `d_q` what the block
+  // contributes to their gradients too, which asks for the blocks of keys one after the other.
+  void keys(int64_t b, int64_t kv_head, const Block& keys, bool d_q, const BackwardScratch& scratch) const {
+    pack_keys(b, kv_head, keys, scratch);
+    for (int64_t g = 0; g < in_.group(); ++g) {
+      for (int64_t i = keys.first / kQueryBlock; i < query_blocks(); ++i) {
+        const Block queries = query_block(i);
+        const int64_t seen = in_.first_keys(b, queries.first, queries.count).low;
+        if (seen >= keys.end()) continue;
+        const int64_t h = kv_head * in_.group() + g;
+        const Pair pair = start(b, h, queries, keys, seen, scratch);
+        add_d_k_and_v(pair, b, kv_head, g == 0, scratch);
+        if (d_q) add_d_q(pair, b, h, scratch);
+      }
+    }
+  }
+
+  // Gradient of q of one block of queries.
+  void queries(int64_t b, int64_t h, const Block& queries, const BackwardScratch& scratch) const {
+    const int64_t seen = in_.first_keys(b, queries.first, queries.count).low;
+    for (int64_t i = seen / kKeyBlock; i < key_blocks() && key_block(i).first < queries.end(); ++i) {
+      const Block keys = key_block(i);
+      pack_keys(b, h / in_.group(), keys, scratch);
+      add_d_q(start(b, h, queries, keys, seen, scratch), b, h, scratch);
+    }
+  }
+
+ private:
+  // Panels [first_panel, panels) of the keys matter to the queries; all earlier keys are out of everyone's sight.
+  struct Pair {
+    Block queries, keys;
+    int64_t first_panel, panels;
+    int64_t seen;  // first key that any of the queries sees
+
+    int64_t panel_key(int64_t p) const { return keys.first + p * kTileCols; }
+    int64_t panel_keys(int64_t p) const { return std::min<int64_t>(kTileCols, keys.end() - panel_key(p)); }
+    // The first query that sees anything of panel p, relative to the block.
+    int64_t first_query(int64_t p) const { return std::max<int64_t>(panel_key(p) - queries.first, 0); }
+    bool all_before() const { return keys.end() <= queries.first; }
+  };
+
+  Block block(int64_t i, int64_t size) const {
+    return {i * size, std::min(size, in_.shape.sequence_length - i * size)};
+  }
+  const float* qkv(int64_t b, int64_t t, int64_t column) const { return in_.qkv + in_.row(b, t) * in_.stride + column; }
+  float* d_qkv(int64_t b, int64_t t, int64_t column) const { return d_qkv_ + in_.row(b, t) * d_qkv_stride_ + column; }
+
+  void pack_keys(int64_t b, int64_t kv_head, const Block& keys, const BackwardScratch& scratch) const {
+    const int64_t size = in_.shape.head_size;
+    copy_rows(qkv(b, keys.first, in_.k_column(kv_head)), in_.stride, keys.count, size, scratch.k, scratch.stride);
+    for (int64_t p = 0; p * kTileCols < keys.count; ++p) {
+      const int64_t key = p * kTileCols, count = std::min<int64_t>(kTileCols, keys.count - key);
+      float *k = scratch.k_panels + key * size, *v = scratch.v_panels + key * size;
+      if (count < kTileCols) {
+        std::fill_n(k, size * kTileCols, 0.0F);
+        std::fill_n(v, size * kTileCols, 0.0F);
+      }
+      transpose_scaled(qkv(b, keys.first + key, in_.k_column(kv_head)), in_.stride, count, size, 1.0F, k, kTileCols);
+      transpose_scaled(qkv(b, keys.first + key, in_.v_column(kv_head)), in_.stride, count, size, 1.0F, v, kTileCols);
+    }
+  }
+
+  // P and scale dS of a pair, zero where a query does not see a key.
+  Pair start(int64_t b, int64_t h, const Block& queries, const Block& keys, int64_t seen,
+             const BackwardScratch& scratch) const {
+    const int64_t size = in_.shape.head_size;
+    const int64_t end = std::min(keys.end(), queries.end());  // keys from here on are in the future of all
+    const Pair pair{queries, keys, std::max<int64_t>(seen - keys.first, 0) / kTileCols,
+                    (end - keys.first + kTileCols - 1) / kTileCols, seen};
+    copy_rows(qkv(b, queries.first, in_.q_column(h)), in_.stride, queries.count, size, scratch.q, scratch.stride);
+    copy_rows(d_out_ + in_.row(b, queries.first) * d_out_stride_ + in_.q_column(h), d_out_stride_, queries.count, size,
+              scratch.d_out, scratch.stride);
+    for (int64_t p = pair.first_panel; p < pair.panels; ++p) {
+      const int64_t query = pair.first_query(p), at = query * kKeyBlock + p * kTileCols;
+      multiply_block(AOrder::row_major, queries.count - query, kTileCols, size, scratch.q + query * scratch.stride,
+                     scratch.stride, scratch.k_panels + p * kTileCols * size, kTileCols, scratch.p + at, kKeyBlock,
+                     false);
+      multiply_block(AOrder::row_major, queries.count - query, kTileCols, size, scratch.d_out + query * scratch.stride,
+                     scratch.stride, scratch.v_panels + p * kTileCols * size, kTileCols, scratch.d_s + at, kKeyBlock,
+                     false);
+    }
+    const float* lse = lse_ + (b * in_.shape.heads + h) * in_.shape.sequence_length;
+    const float* delta = delta_ + (b * in_.shape.heads + h) * in_.shape.sequence_length;
+    for (int64_t i = 0; i < queries.count; ++i) {
+      const int64_t t = queries.first + i;
+      finish_row(pair, in_.first_key(b, t), t, lse[t], delta[t], scratch.p + i * kKeyBlock,
+                 scratch.d_s + i * kKeyBlock);
+    }
+    return pair;
+  }
+
+  // scores, dO V^T -> P, scale dS for query t.
+  void finish_row(const Pair& pair, int64_t first_key, int64_t t, float lse, float delta, float* p, float* d_s) const {
+    const int64_t begin = pair.first_panel * kTileCols, end = pair.panels * kTileCols;
+    const int64_t low = std::clamp(first_key - pair.keys.first, begin, end);
+    const int64_t high = std::clamp(t + 1 - pair.keys.first, low, end);
+    const float scale = in_.shape.scale, scale_log2 = scale * kLog2E, lse_log2 = lse * kLog2E;
+    // Whole vectors; what lies outside [low, high) is overwritten below.
+    for (int64_t c = low / kLanes * kLanes; c < high; c += kLanes) {
+      const Vec probability = simd_exp2(load_vec(p + c) * scale_log2 - lse_log2);
+      store_vec(p + c, probability);
+      store_vec(d_s + c, probability * (load_vec(d_s + c) - delta) * scale);
+    }
+    for (float* row : {p, d_s}) {
+      std::fill(row + begin, row + low, 0.0F);
+      std::fill(row + high, row + end, 0.0F);
+    }
+  }
+
+  void add_d_k_and_v(const Pair& pair, int64_t b, int64_t kv_head, bool first_head,
+                     const BackwardScratch& scratch) const {
+    const auto add = [&](int64_t key, int64_t keys, int64_t query, bool accumulate) {
+      const int64_t at = query * kKeyBlock + key, queries = pair.queries.count - query;
+      float* const d_v = d_qkv(b, pair.keys.first + key, in_.v_column(kv_head));
+      float* const d_k = d_qkv(b, pair.keys.first + key, in_.k_column(kv_head));
+      multiply_block(AOrder::depth_major, keys, in_.shape.head_size, queries, scratch.p + at, kKeyBlock,
+                     scratch.d_out + query * scratch.stride, scratch.stride, d_v, d_qkv_stride_, accumulate);
+      multiply_block(AOrder::depth_major, keys, in_.shape.head_size, queries, scratch.d_s + at, kKeyBlock,
+                     scratch.q + query * scratch.stride, scratch.stride, d_k, d_qkv_stride_, accumulate);
+    };
+    if (pair.all_before()) {  // and so not the first pair of any panel
+      const int64_t key = pair.first_panel * kTileCols;
+      return add(key, pair.keys.count - key, 0, true);
+    }
+    for (int64_t p = pair.first_panel; p < pair.panels; ++p) {
+      // The queries at the panel's own tokens are the first that see it.
+      const bool first = first_head && pair.panel_key(p) >= pair.queries.first;
+      add(p * kTileCols, pair.panel_keys(p), pair.first_query(p), !first);
+    }
+  }
+
+  void add_d_q(const Pair& pair, int64_t b, int64_t h, const BackwardScratch& scratch) const {
+    const bool accumulate = pair.keys.first > pair.seen;
+    const int64_t key = pair.first_panel * kTileCols;
+    // Against keys of their own time, some queries at a time, each as far as the last of them sees.
+    const int64_t step = pair.all_before() ? pair.queries.count : kTileCols;
+    for (int64_t query = 0; query < pair.queries.count; query += step) {
+      const int64_t count = std::min(step, pair.queries.count - query);
+      const int64_t end = std::min(pair.keys.end(), pair.queries.first + query + count) - pair.keys.first;
+      if (end <= key) continue;
+      multiply_block(AOrder::row_major, count, in_.shape.head_size, end - key, scratch.d_s + query * kKeyBlock + key,
+                     kKeyBlock, scratch.k + key * scratch.stride, scratch.stride,
+                     d_qkv(b, pair.queries.first + query, in_.q_column(h)), d_qkv_stride_, accumulate);
+    }
+  }
+
+  const AttentionInput& in_;
+  const float* lse_;
+  const float* d_out_;
+  int64_t d_out_stride_;
+  float* d_qkv_;
+  int64_t d_qkv_stride_;
+  const float* delta_;
+};
+
+// delta[b, h, t] = sum over the head of d_out * out.
+void row_sums(const AttentionInput& in, const Tensor& out, const Tensor& d_out, std::vector<float>& delta) {
+  const AttentionShape& shape = in.shape;
+  delta.resize(static_cast<std::size_t>(shape.batch * shape.heads * shape.sequence_length));
+  const float *o = out.f32(), *d = d_out.f32();
+#pragma omp parallel for schedule(static)
+  for (int64_t row = 0; row < shape.batch * shape.sequence_length; ++row) {
+    const int64_t b = row / shape.sequence_length, t = row % shape.sequence_length;
+    for (int64_t h = 0; h < shape.heads; ++h) {
+      const float *x = o + row * out.stride + in.q_column(h), *y = d + row * d_out.stride + in.q_column(h);
+      Vec sums{};
+      int64_t c = 0;
+      for (; c + kLanes <= shape.head_size; c += kLanes) sums += load_vec(x + c) * load_vec(y + c);
+      float sum = 0.0F;
+      for (int lane = 0; lane < kLanes; ++lane) sum += sums[lane];
+      for (; c < shape.head_size; ++c) sum += x[c] * y[c];
+      delta[static_cast<std::size_t>((b * shape.heads + h) * shape.sequence_length + t)] = sum;
+    }
+  }
+}
+
+}  // namespace
+
+void attention_backward(const AttentionInput& input, const Tensor& out, const Tensor& lse, const Tensor& d_out,
+                        const Tensor& d_qkv, ThreadScratch& scratch, std::vector<float>& delta) {
+  const AttentionShape& shape = input.shape;
+  const int threads = omp_get_max_threads();
+  scratch.reserve(threads, BackwardScratch(nullptr, shape.head_size).floats);
+  row_sums(input, out, d_out, delta);
+  const Backward backward(input, lse, d_out, d_qkv, delta);
+  const int64_t key_blocks = backward.key_blocks(), query_blocks = backward.query_blocks();
+
+  // One pass, a key head a task: 5 products a pair of blocks, but no more tasks than key heads. Two passes: 7 products,
+  // and tasks for any number of threads. Both add the same numbers in the same order.
+  const int64_t heads = shape.batch * shape.kv_heads;
+  const int64_t rounds = (heads + threads - 1) / threads;
+  const bool one_pass = key_blocks == 1 || 5 * rounds * threads <= 7 * heads;
+#pragma omp parallel
+  {
+    const BackwardScratch mine(scratch.for_thread(omp_get_thread_num()), shape.head_size);
+    if (one_pass) {
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t task = 0; task < heads; ++task) {
+        const int64_t b = task / shape.kv_heads, kv_head = task % shape.kv_heads;
+        for (int64_t i = 0; i < key_blocks; ++i) backward.keys(b, kv_head, backward.key_block(i), true, mine);
+      }
+    } else {
+      // Long tasks first: early keys have many queries, late queries many keys.
+#pragma omp for schedule(dynamic, 1) nowait
+      for (int64_t task = 0; task < heads * key_blocks; ++task) {
+        const int64_t head = task % heads, i = task / heads;
+        backward.keys(head / shape.kv_heads, head % shape.kv_heads, backward.key_block(i), false, mine);
+      }
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t task = 0; task < shape.batch * shape.heads * query_blocks; ++task) {
+        const int64_t head = task % (shape.batch * shape.heads), i = task / (shape.batch * shape.heads);
+        backward.queries(head / shape.heads, head % shape.heads, backward.query_block(query_blocks - 1 - i), mine);
+      }
+    }
+  }
+}
+
+}  // namespace polaron::cpu

@@ -1,0 +1,123 @@
+#include "cpu/gemm.h"
+
+#include <algorithm>
+
+#include "cpu/blas.h"
+#include "cpu/gemm_cut.h"
+
+namespace polaron::cpu {
+namespace {
+
+using std::int64_t;
+
+// Blocks of the OpenBLAS engine where something follows the product; one block a part otherwise.
+constexpr int64_t kBlasRows = 256, kBlasCols = 512;
+
+void sum_columns(const GemmArgs& args, const GemmPart& part) {
+  for (int64_t i = part.row; i < part.row + part.rows; i += kTileCols) {
+    const int64_t count = std::min<int64_t>(kTileCols, part.row + part.rows - i);
+    float sums[kTileCols] = {};
+    for (int64_t p = 0; p < args.k; ++p) {
+      for (int64_t j = 0; j < count; ++j) sums[j] += args.a[p * args.lda + i + j];
+    }
+    for (int64_t j = 0; j < count; ++j) {
+      args.a_sums[i + j] = args.accumulate ? args.a_sums[i + j] + sums[j] : sums[j];
+    }
+  }
+}
+
+void run_blas(const GemmArgs& args, const GemmEpilogue* epilogue, const GemmPart& part, float* scratch) {
+  if (part.first_columns && args.a_sums != nullptr) sum_columns(args, part);
+  const int64_t half = args.halves ? args.n / 2 : 0;
+  const int64_t first = panel_at(args, part.panel).col;
+  const GemmPanel last = panel_at(args, part.panel + part.panels - (args.halves ? 2 : 1));
+  const int64_t end = last.col + last.cols;
+  const int64_t row_step = epilogue == nullptr ? part.rows : kBlasRows;
+  const int64_t col_step = epilogue == nullptr ? end - first : kBlasCols;
+  for (int64_t col = first; col < end; col += col_step) {
+    const int64_t cols = std::min(col_step, end - col);
+    for (int64_t row = part.row; row < part.row + part.rows; row += row_step) {
+      const int64_t rows = std::min(row_step, part.row + part.rows - row);
+      GemmBlock block{row, rows, col, cols, scratch, kBlasCols, nullptr};
+      if (args.c != nullptr) {
+        block.values = args.c + row * args.ldc + col;
+        block.stride = args.ldc;
+        if (args.halves) block.second = block.values + half;
+      }
+      for (int64_t offset = 0; offset <= half; offset += std::max<int64_t>(half, 1)) {
+        sgemm(args.a_transposed, args.b_transposed, rows, cols, args.k,
+              args.a_transposed ? args.a + row : args.a + row * args.lda, args.lda,
+              args.b_transposed ? args.b + (col + offset) * args.ldb : args.b + col + offset, args.ldb,
+              args.c != nullptr && args.accumulate ? 1.0F : 0.0F, block.values + offset, block.stride);
+      }
+      if (epilogue != nullptr) epilogue->apply(block);
+    }
+  }
+}
+
+}  // namespace
+
+// Costs in cycles per step of the depth as measured with AVX-512: tiles, and packing B and (transposed) A for them,
+// which threads with the same columns or rows repeat.
+GemmCut choose_cut(const GemmArgs& args, int threads) {
+  GemmCut cut;
+  cut.panel_unit = args.halves ? 2 : 1;
+  cut.panels = cut.panel_unit * ceil_div(args.n / cut.panel_unit, kTileCols);
+  const int64_t units = cut.panels / cut.panel_unit;
+  double best = 0;
+  for (int64_t down = 1; down <= threads; ++down) {
+    if (down > 1 && args.m < down * kTileRows) break;
+    const int64_t across = std::min<int64_t>(threads / down, units);
+    const auto tile_rows = static_cast<double>(ceil_div(ceil_div(args.m, down), kTileRows));
+    const auto panels = static_cast<double>(ceil_div(units, across) * cut.panel_unit);
+    const double cost = tile_rows * panels * kTileRows + panels * (args.b_transposed ? 10.0 : 5.0) +
+                        (args.a_transposed ? tile_rows * 4.0 : 0.0);
+    if (down == 1 || cost < best) {
+      best = cost;
+      cut.down = down;
+      cut.across = across;
+    }
+  }
+  return cut;
+}
+
+GemmPart part_at(const GemmArgs& args, const GemmCut& cut, int64_t index) {
+  const int64_t down = index / cut.across, across = index % cut.across;
+  const int64_t units = cut.panels / cut.panel_unit;
+  const int64_t row = args.m * down / cut.down, panel = units * across / cut.across * cut.panel_unit;
+  return {row, args.m * (down + 1) / cut.down - row, panel, units * (across + 1) / cut.across * cut.panel_unit - panel,
+          across == 0};
+}
+
+GemmEngine default_gemm_engine() {
+#if defined(__AVX512F__)
+  return GemmEngine::tiles;
+#else
+  return GemmEngine::blas;
+#endif
+}
+
+void Gemm::operator()(const GemmArgs& args, const GemmEpilogue* epilogue) {
+  if (args.m == 0 || args.n == 0) return;
+  const int threads = omp_get_max_threads();
+  const GemmCut cut = choose_cut(args, threads);
+  const TileRun tiles(args, cut, epilogue);
+  const bool own = engine_ == GemmEngine::tiles;
+  scratch_.reserve(threads, own ? tiles.scratch_floats() : static_cast<std::size_t>(kBlasRows * kBlasCols));
+  // Always the whole team: a smaller one would make the OpenMP runtime end and start threads.
+#pragma omp parallel
+  {
+    float* const scratch = scratch_.for_thread(omp_get_thread_num());
+    for (int64_t i = omp_get_thread_num(); i < cut.down * cut.across; i += omp_get_num_threads()) {
+      const GemmPart part = part_at(args, cut, i);
+      if (part.rows == 0 || part.panels == 0) continue;
+      if (own) {
+        tiles(part, scratch);
+      } else {
+        run_blas(args, epilogue, part, scratch);
+      }
+    }
+  }
+}
+
+}  // namespace polaron::cpu

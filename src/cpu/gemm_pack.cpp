@@ -1,0 +1,117 @@
+#include "cpu/gemm_pack.h"
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstring>
+#include <utility>
+
+namespace polaron::cpu {
+namespace {
+
+using std::int64_t;
+
+constexpr int64_t kLineFloats = 16;
+constexpr int64_t kSumSteps = 16;
+
+// Columns [0, Rows) of a transposed A: [depth, Rows] at stride kTileRows; sums (may be null) += their sums.
+template <int Rows>
+void pack_strip(const float* from, int64_t stride, int64_t depth, float* to, float* sums) {
+  float sum[Rows] = {};
+  for (int64_t p = 0; p < depth; ++p, from += stride, to += kTileRows) {
+    float row[Rows];
+    std::memcpy(row, from, sizeof row);
+    std::memcpy(to, row, sizeof row);
+    for (int i = 0; i < Rows; ++i) sum[i] += row[i];
+  }
+  if (sums == nullptr) return;
+  for (int i = 0; i < Rows; ++i) sums[i] += sum[i];
+}
+using PackStrip = void (*)(const float*, int64_t, int64_t, float*, float*);
+template <std::size_t... Row>
+constexpr std::array<PackStrip, sizeof...(Row)> pack_strip_functions(std::index_sequence<Row...>) {
+  return {pack_strip<static_cast<int>(Row) + 1>...};
+}
+constexpr auto kPackStrip = pack_strip_functions(std::make_index_sequence<kTileRows>{});
+
+}  // namespace
+
+void PanelPack::pack(int64_t slice, int64_t slices, float* to) const {
+  if (slice == 0) {
+    for (int64_t j = 0; j < panels_; ++j) {
+      if (panel_at(args_, first_ + j).cols == kTileCols) continue;
+      std::fill_n(to + j * depth_ * kTileCols, depth_ * kTileCols, 0.0F);
+    }
+  }
+  const int64_t end = units() * (slice + 1) / slices;
+  for (int64_t unit = units() * slice / slices; unit < end; ++unit) {
+    if (args_.b_transposed) {
+      pack_square(unit, to);
+    } else {
+      pack_step(unit, to);
+    }
+  }
+}
+
+void PanelPack::pack_square(int64_t unit, float* to) const {
+  const int64_t row = unit / squares_across(), step = unit % squares_across() * kLanes;
+  const GemmPanel panel = panel_at(args_, first_ + row / kTileVecs);
+  const int64_t col = row % kTileVecs * kLanes;
+  if (col >= panel.cols) return;
+  transpose_scaled(args_.b + (panel.col + col) * args_.ldb + p_ + step, args_.ldb,
+                   std::min<int64_t>(kLanes, panel.cols - col), std::min<int64_t>(kLanes, depth_ - step), 1.0F,
+                   to + (row / kTileVecs * depth_ + step) * kTileCols + col, kTileCols);
+}
+
+void PanelPack::pack_step(int64_t step, float* to) const {
+  const float* row = args_.b + (p_ + step) * args_.ldb;
+  for (int64_t j = 0; j < panels_; ++j) {
+    const GemmPanel panel = panel_at(args_, first_ + j);
+    const float* from = row + panel.col;
+    float* target = to + (j * depth_ + step) * kTileCols;
+    if (panel.cols == kTileCols) {
+      for (int v = 0; v < kTileVecs; ++v) store_vec(target + v * kLanes, load_vec(from + v * kLanes));
+    } else {
+      for (int64_t c = 0; c < panel.cols; ++c) target[c] = from[c];
+    }
+  }
+}
+
+Region PanelPack::region(int64_t slice, int64_t slices) const {
+  const int64_t unit = units() * slice / slices, count = std::max<int64_t>(units() * (slice + 1) / slices - unit, 1);
+  if (args_.b_transposed) {
+    const int64_t row = unit / squares_across(), step = unit % squares_across() * kLanes;
+    const GemmPanel panel = panel_at(args_, first_ + row / kTileVecs);
+    return {args_.b + (panel.col + row % kTileVecs * kLanes) * args_.ldb + p_ + step,
+            ceil_div(std::min(count, squares_across() - step / kLanes) * kLanes, kLineFloats), args_.ldb};
+  }
+  // With halves a chunk is two runs of columns: the second is left to the processor.
+  const int64_t panels = args_.halves ? ceil_div(panels_, 2) : panels_;
+  return {args_.b + (p_ + unit) * args_.ldb + panel_at(args_, first_).col, ceil_div(panels * kTileCols, kLineFloats),
+          args_.ldb};
+}
+
+void StripPack::pack(int64_t slice, int64_t slices, float* to) const {
+  if (slice == 0 && sums_ != nullptr && clear_) {
+    std::fill(sums_ + row_at(first_), sums_ + row_at(first_ + count_), 0.0F);
+  }
+  // Whole blocks of steps, so that the order of the sums does not depend on the slices.
+  const int64_t blocks = ceil_div(depth_, kSumSteps);
+  for (int64_t block = blocks * slice / slices; block < blocks * (slice + 1) / slices; ++block) {
+    const int64_t step = block * kSumSteps, steps = std::min(kSumSteps, depth_ - step);
+    for (int64_t s = 0; s < count_; ++s) {
+      const int64_t row = row_at(first_ + s), rows = row_at(first_ + s + 1) - row;
+      kPackStrip[static_cast<std::size_t>(rows - 1)](args_.a + (p_ + step) * args_.lda + row, args_.lda, steps,
+                                                     to + (s * depth_ + step) * kTileRows,
+                                                     sums_ == nullptr ? nullptr : sums_ + row);
+    }
+  }
+}
+
+Region StripPack::region(int64_t slice, int64_t slices) const {
+  const int64_t begin = ceil_div(depth_, kSumSteps) * slice / slices * kSumSteps, row = row_at(first_),
+                rows = row_at(first_ + count_) - row;
+  return {args_.a + (p_ + begin) * args_.lda + row, ceil_div(rows, kLineFloats), args_.lda};
+}
+
+}  // namespace polaron::cpu

@@ -1,0 +1,153 @@
+// Low-rank orthogonalization (arXiv 2509.11983): the sketch Y of X, an orthonormal basis Q of its columns, and Q^T X.
+#include <cblas.h>
+#include <lapacke.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/matrix_kernels.h"
+
+namespace polaron::cpu {
+namespace {
+
+// sgeqrf and sorgqr work on blocks of 32 columns where this much is given, on smaller ones otherwise.
+constexpr std::int64_t kLapackBlock = 32;
+
+void check(lapack_int info, const char* routine) {
+  if (info < 0) throw std::logic_error(std::string(routine) + " was called with an illegal argument");
+}
+
+// y [rows, rank] -> Q by Householder reflections. LAPACK wants columns: it works on a transposed copy. It would make an
+// arbitrary direction of a column that is zero; those are left out.
+void householder(std::int64_t rows, std::int64_t rank, float* y, float* workspace) {
+  float* columns = workspace;
+  float* tau = columns + rows * rank;
+  float* work = tau + rank;
+  auto* kept = reinterpret_cast<std::uint32_t*>(work + rank * kLapackBlock);
+  transpose(y, rows, rank, columns);
+  std::int64_t count = 0;
+  for (std::int64_t j = 0; j < rank; ++j) {
+    const float* column = columns + j * rows;
+    if (std::all_of(column, column + rows, [](float value) { return value == 0.0F; })) continue;
+    if (count < j) std::copy(column, column + rows, columns + count * rows);
+    kept[count++] = static_cast<std::uint32_t>(j);
+  }
+  if (count == 0) return;
+  const auto m = static_cast<lapack_int>(rows), k = static_cast<lapack_int>(count);
+  const auto work_size = static_cast<lapack_int>(rank * kLapackBlock);
+  check(LAPACKE_sgeqrf_work(LAPACK_COL_MAJOR, m, k, columns, m, tau, work, work_size), "sgeqrf");
+  check(LAPACKE_sorgqr_work(LAPACK_COL_MAJOR, m, k, k, columns, m, tau, work, work_size), "sorgqr");
+  if (count == rank) {
+    transpose(columns, rank, rows, y);
+    return;
+  }
+  for (std::int64_t c = 0; c < count; ++c) {  // the columns left out are zero already
+    for (std::int64_t i = 0; i < rows; ++i) y[i * rank + kept[c]] = columns[c * rows + i];
+  }
+}
+
+// gram [rank, rank] -> its lower Cholesky factor after a shift of the diagonal; returns the shift, or NaN if gram is
+// not finite. 1e-6 of the trace (8 units of fp32 rounding of the whole matrix) has been enough for any finite matrix
+// that was seen; more is tried before giving up.
+double shifted_cholesky(std::int64_t rank, const float* gram, float* factor) {
+  double trace = 0.0;
+  for (std::int64_t i = 0; i < rank; ++i) trace += static_cast<double>(gram[i * rank + i]);
+  const auto k = static_cast<lapack_int>(rank);
+  for (double shift = 1e-6 * trace + 1e-30; shift <= 1e-3 * trace + 1e-30; shift *= 10.0) {
+    std::copy(gram, gram + rank * rank, factor);
+    for (std::int64_t i = 0; i < rank; ++i) factor[i * rank + i] += static_cast<float>(shift);
+    // Row-major lower is column-major upper.
+    if (LAPACKE_spotrf_work(LAPACK_COL_MAJOR, 'U', k, factor, k) == 0) return shift;
+  }
+  return std::numeric_limits<double>::quiet_NaN();
+}
+
+// y [rows, rank] -> Q by three passes of Q <- Q L^-T with L L^T = Q^T Q + shift. Directions that y has only in its
+// rounding errors end up anywhere between zero and orthonormal, zero columns zero. NaN throughout where y is not
+// finite.
+void cholesky_qr(std::int64_t rows, std::int64_t rank, float* y, float* workspace) {
+  const std::int64_t elements = rows * rank;
+  const double norm = std::sqrt(sum_of_squares(y, elements));
+  if (norm == 0.0) return;
+  scale(y, 1.0 / norm, y, elements);  // Q is the same; y^T y could overflow or underflow otherwise
+  float* gram = workspace;
+  float* factor = gram + rank * rank;
+  const int m = static_cast<int>(rows), k = static_cast<int>(rank);
+  constexpr int kPasses = 3;
+  for (int pass = 1; pass <= kPasses; ++pass) {
+    cblas_ssyrk(CblasRowMajor, CblasLower, CblasTrans, k, m, 1.0F, y, k, 0.0F, gram, k);
+    const double shift = shifted_cholesky(rank, gram, factor);
+    if (std::isnan(shift)) {
+      std::fill(y, y + elements, std::numeric_limits<float>::quiet_NaN());
+      return;
+    }
+    // The last pass gets columns of length 1, which the shift makes too short by sqrt(1 + shift).
+    const float length = pass == kPasses ? static_cast<float>(std::sqrt(1.0 + shift)) : 1.0F;
+    cblas_strsm(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, m, k, length, factor, k, y, k);
+  }
+}
+
+void gather_columns(const PhiloxKey& key, std::int64_t rows, std::int64_t cols, std::int64_t rank, const float* x,
+                    float* y, float* workspace) {
+  auto* chosen = reinterpret_cast<std::uint32_t*>(workspace);
+  for (std::int64_t j = 0; j < rank; ++j) {
+    chosen[j] = keyed_permutation(key, static_cast<std::uint32_t>(cols), static_cast<std::uint32_t>(j));
+  }
+  for_ranges(rows, 256, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t i = first; i < last; ++i) {
+      const float* row = x + i * cols;
+      for (std::int64_t j = 0; j < rank; ++j) y[i * rank + j] = row[chosen[j]];
+    }
+  });
+}
+
+// y = x Omega.
+void multiply_by_gaussian(const PhiloxKey& key, std::int64_t rows, std::int64_t cols, std::int64_t rank, const float* x,
+                          float* y, float* workspace) {
+  for_ranges(cols * rank, 4096, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t e = first; e < last; ++e) workspace[e] = sketch_gaussian(key, static_cast<std::uint64_t>(e));
+  });
+  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, static_cast<int>(rows), static_cast<int>(rank),
+              static_cast<int>(cols), 1.0F, x, static_cast<int>(cols), workspace, static_cast<int>(rank), 0.0F, y,
+              static_cast<int>(rank));
+}
+
+}  // namespace
+
+std::size_t basis_floats(std::int64_t rows, std::int64_t rank) {
+  return static_cast<std::size_t>(std::max(rows * rank + rank * (kLapackBlock + 2), 2 * rank * rank));
+}
+
+void orthonormal_basis(BasisMethod method, std::int64_t rows, std::int64_t rank, float* y, float* workspace) {
+  (method == BasisMethod::householder ? householder : cholesky_qr)(rows, rank, y, workspace);
+}
+
+std::size_t sketch_floats(std::int64_t rows, std::int64_t cols, std::int64_t rank, Sketch kind, int power) {
+  std::size_t floats = static_cast<std::size_t>(kind == Sketch::gaussian ? cols * rank : rank);
+  if (power > 0) floats = std::max(floats, std::max(basis_floats(rows, rank), static_cast<std::size_t>(rank * cols)));
+  return floats;
+}
+
+void sketch(const PhiloxKey& key, std::int64_t rows, std::int64_t cols, std::int64_t rank, Sketch kind, int power,
+            const float* x, float* y, float* workspace) {
+  (kind == Sketch::columns ? gather_columns : multiply_by_gaussian)(key, rows, cols, rank, x, y, workspace);
+  for (int pass = 0; pass < power; ++pass) {
+    householder(rows, rank, y, workspace);
+    project(rows, cols, rank, y, x, workspace);
+    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<int>(rows), static_cast<int>(rank),
+                static_cast<int>(cols), 1.0F, x, static_cast<int>(cols), workspace, static_cast<int>(cols), 0.0F, y,
+                static_cast<int>(rank));
+  }
+}
+
+void project(std::int64_t rows, std::int64_t cols, std::int64_t rank, const float* basis, const float* x,
+             float* projected) {
+  cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, static_cast<int>(rank), static_cast<int>(cols),
+              static_cast<int>(rows), 1.0F, basis, static_cast<int>(rank), x, static_cast<int>(cols), 0.0F, projected,
+              static_cast<int>(cols));
+}
+
+}  // namespace polaron::cpu

@@ -1,0 +1,127 @@
+// MatrixOps on the CPU: checks what it is given and spreads the matrices of a group over the threads.
+#include <algorithm>
+#include <stdexcept>
+
+#include "cpu/families.h"
+#include "cpu/matrix_kernels.h"
+
+namespace polaron::cpu {
+namespace {
+
+void require(bool condition, const char* message) {
+  if (!condition) throw std::logic_error(message);
+}
+
+bool closed(const StepGate& gate) { return gate.apply != nullptr && *gate.apply == 0; }
+
+void check_views(std::span<const MatrixView> views) {
+  for (const MatrixView& view : views) {
+    require(std::minmax(view.rows, view.cols) == std::minmax(views[0].rows, views[0].cols),
+            "matrices of one group must have one shape, up to transposition");
+    require(view.stride >= view.cols, "a matrix's stride is less than its width");
+  }
+}
+
+void check_stack(const StackShape& shape) {
+  require(shape.count >= 0 && shape.rows > 0 && shape.rows <= shape.cols, "a stack's matrices must have rows <= cols");
+}
+
+void check_rank(std::int64_t rank, std::int64_t rows) {
+  require(rank >= 1 && rank <= rows, "the rank must be between 1 and the rows of the stack's matrices");
+}
+
+class CpuMatrixOps final : public MatrixOps {
+ public:
+  std::int64_t preferred_group(std::int64_t rows, std::int64_t cols) const override {
+    // One matrix a thread; several where they are small, so that starting the threads costs little; a single one where
+    // a group would be too much memory, for threaded BLAS is efficient on those.
+    constexpr std::int64_t kSmall = std::int64_t{1} << 18U;  // elements a thread: 1 MiB
+    constexpr std::int64_t kLarge = std::int64_t{1} << 28U;  // elements a group: 1 GiB
+    const std::int64_t elements = std::max<std::int64_t>(1, rows * cols);
+    if (elements * team_.threads() > kLarge) return 1;
+    return team_.threads() * std::clamp<std::int64_t>(kSmall / elements, 1, 16);
+  }
+
+  void momentum_to_stack(Stream&, const MomentumRule& rule, const StepGate& gate, std::span<const MatrixView> gradients,
+                         std::span<float* const> momentum, float* stack) override {
+    check_views(gradients);
+    require(rule.kind == MomentumKind::none || momentum.size() == gradients.size(), "one momentum buffer a gradient");
+    if (!closed(gate)) cpu::momentum_to_stack(rule, gate, gradients, momentum, stack);
+  }
+
+  void newton_schulz(Stream&, const StackShape& shape, const NewtonSchulzSpec& spec, float* stack,
+                     float* scratch) override {
+    check_stack(shape);
+    require(spec.steps <= 0 || !spec.table.empty(), "a Newton-Schulz table needs a row");
+    const std::int64_t floats = newton_schulz_floats(shape.rows, shape.cols);
+    team_.for_each(shape.count, shape.elements(), [&](std::int64_t i, int slot) {
+      cpu::newton_schulz(spec, shape.rows, shape.cols, stack + i * shape.elements(), scratch + slot * floats);
+    });
+  }
+
+  std::int64_t newton_schulz_scratch(const StackShape& shape) const override {
+    check_stack(shape);
+    return team_.slots(shape.count, shape.elements()) * newton_schulz_floats(shape.rows, shape.cols);
+  }
+
+  void exact_polar(Stream&, const StackShape& shape, float* stack) override {
+    check_stack(shape);
+    team_.for_each(shape.count, shape.elements(), [&](std::int64_t i, int) {
+      cpu::exact_polar(shape.rows, shape.cols, stack + i * shape.elements());
+    });
+  }
+
+  void sketch(Stream&, const StackShape& shape, std::int64_t rank, Sketch kind, int power,
+              std::span<const PhiloxKey> keys, const float* stack, float* sketch) override {
+    check_stack(shape);
+    check_rank(rank, shape.rows);
+    require(static_cast<std::int64_t>(keys.size()) == shape.count, "one key a matrix");
+    team_.for_each_with(sketch_floats(shape.rows, shape.cols, rank, kind, power), shape.count, shape.elements(),
+                        [&](std::int64_t i, float* workspace) {
+                          cpu::sketch(keys[static_cast<std::size_t>(i)], shape.rows, shape.cols, rank, kind, power,
+                                      stack + i * shape.elements(), sketch + i * shape.rows * rank, workspace);
+                        });
+  }
+
+  void orthonormal_basis(Stream&, std::int64_t count, std::int64_t rows, std::int64_t rank, BasisMethod method,
+                         float* sketch) override {
+    check_rank(rank, rows);
+    team_.for_each_with(basis_floats(rows, rank), count, rows * rank, [&](std::int64_t i, float* workspace) {
+      cpu::orthonormal_basis(method, rows, rank, sketch + i * rows * rank, workspace);
+    });
+  }
+
+  void project(Stream&, const StackShape& shape, std::int64_t rank, const float* basis, const float* stack,
+               float* projected) override {
+    check_stack(shape);
+    check_rank(rank, shape.rows);
+    team_.for_each(shape.count, shape.elements(), [&](std::int64_t i, int) {
+      cpu::project(shape.rows, shape.cols, rank, basis + i * shape.rows * rank, stack + i * shape.elements(),
+                   projected + i * rank * shape.cols);
+    });
+  }
+
+  void update_dense(Stream&, const UpdateRule& rule, const StepGate& gate, const float* stack,
+                    std::span<const float> scales, std::span<const MatrixView> parameters) override {
+    check_views(parameters);
+    require(scales.size() == parameters.size(), "one scale a parameter");
+    if (!closed(gate)) cpu::update_dense(rule, stack, scales, parameters);
+  }
+
+  void update_factors(Stream&, const UpdateRule& rule, const StepGate& gate, std::int64_t rank, const float* basis,
+                      const float* factor, std::span<const float> scales,
+                      std::span<const MatrixView> parameters) override {
+    check_views(parameters);
+    require(scales.size() == parameters.size(), "one scale a parameter");
+    if (!closed(gate)) cpu::update_factors(team_, rule, rank, basis, factor, scales, parameters);
+  }
+
+ private:
+  MatrixTeam team_;
+};
+
+}  // namespace
+
+std::unique_ptr<MatrixOps> make_matrix_ops() { return std::make_unique<CpuMatrixOps>(); }
+
+}  // namespace polaron::cpu

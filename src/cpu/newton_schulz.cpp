@@ -1,0 +1,139 @@
+// Newton-Schulz orthogonalization of one matrix X [rows, cols], rows <= cols.
+//
+// One step is X <- M X with M = a I + b A + c A^2, A = X X^T. Several steps in a row need only one pass over X: M and
+// the next A = M A M are polynomials of the first A, so a run of steps works on [rows, rows] matrices and ends in
+// X <- M_s ... M_1 X ("Gram Newton-Schulz", github.com/Dao-AILab/gram-newton-schulz). The price is that A holds the
+// squares of the singular values: those below sqrt(eps) of the largest drown in A's rounding error, and the error they
+// get grows with the square of the run's slope at 0, the product of its a's. Runs are therefore cut where that product
+// would exceed kRunSlope, after which A is computed afresh. With 64, errors against a double-precision reference are
+// those of single steps or less for every named table on flat, decaying and rank-deficient spectra; without cuts they
+// are 10 to 1000 times larger.
+#include <cblas.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "cpu/matrix_kernels.h"
+
+namespace polaron::cpu {
+namespace {
+
+constexpr double kRunSlope = 64.0;
+constexpr std::int64_t kWide = 3;            // cols >= kWide * rows: runs of steps do less arithmetic than single ones
+constexpr std::int64_t kSymmetricMin = 128;  // below, a full sgemm is faster than ssyrk and a mirror pass
+constexpr std::int64_t kGrain = 1 << 16;
+
+// The upper triangle from the lower one.
+void mirror(float* matrix, std::int64_t n) {
+  constexpr std::int64_t kBlock = 32;
+  for_ranges((n + kBlock - 1) / kBlock, 16, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t i0 = first * kBlock; i0 < std::min(n, last * kBlock); i0 += kBlock) {
+      for (std::int64_t j0 = 0; j0 <= i0; j0 += kBlock) {
+        for (std::int64_t j = j0; j < std::min(n, j0 + kBlock); ++j) {
+          for (std::int64_t i = std::max(i0, j + 1); i < std::min(n, i0 + kBlock); ++i) {
+            matrix[j * n + i] = matrix[i * n + j];
+          }
+        }
+      }
+    }
+  });
+}
+
+// out = left * right, left [n, n], right [n, cols].
+void multiply(const float* left, const float* right, std::int64_t n, std::int64_t cols, float* out) {
+  const int size = static_cast<int>(n), width = static_cast<int>(cols);
+  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, size, width, size, 1.0F, left, size, right, width, 0.0F, out,
+              width);
+}
+
+// product [n, n] = a a^T for a [n, cols].
+void times_own_transpose(const float* a, std::int64_t n, std::int64_t cols, float* product) {
+  cblas_ssyrk(CblasRowMajor, CblasLower, CblasNoTrans, static_cast<int>(n), static_cast<int>(cols), 1.0F, a,
+              static_cast<int>(cols), 0.0F, product, static_cast<int>(n));
+  mirror(product, n);
+}
+
+// out = a a for symmetric a [n, n].
+void square(const float* a, std::int64_t n, float* out) {
+  if (n < kSymmetricMin) {
+    multiply(a, a, n, n, out);
+  } else {
+    times_own_transpose(a, n, n, out);
+  }
+}
+
+// m = a I + b gram + c squared.
+void combine(const NewtonSchulzRow& row, const float* __restrict gram, const float* __restrict squared, std::int64_t n,
+             float* __restrict m) {
+  for_ranges(n * n, kGrain, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t i = first; i < last; ++i) m[i] = row.b * gram[i] + row.c * squared[i];
+  });
+  for (std::int64_t i = 0; i < n; ++i) m[i * n + i] += row.a;
+}
+
+const NewtonSchulzRow& row_of(const NewtonSchulzSpec& spec, int step) {
+  return spec.table[std::min(static_cast<std::size_t>(step), spec.table.size() - 1)];
+}
+
+// One past the last step of the run that starts with `step`.
+int end_of_run(const NewtonSchulzSpec& spec, bool wide, int step) {
+  double slope = std::abs(static_cast<double>(row_of(spec, step).a));
+  int end = step + 1;
+  while (wide && end < spec.steps) {
+    slope *= std::abs(static_cast<double>(row_of(spec, end).a));
+    if (!(slope <= kRunSlope)) break;
+    ++end;
+  }
+  return end;
+}
+
+}  // namespace
+
+std::int64_t newton_schulz_floats(std::int64_t rows, std::int64_t cols) { return rows * cols + 4 * rows * rows; }
+
+void newton_schulz(const NewtonSchulzSpec& spec, std::int64_t rows, std::int64_t cols, float* x, float* scratch) {
+  const std::int64_t elements = rows * cols;
+  const double norm = std::sqrt(sum_of_squares(x, elements));
+  if (norm == 0.0) return;
+  const double eps = static_cast<double>(spec.norm_eps);
+  const double divisor = spec.clamp_norm ? std::max(norm, eps) : norm * static_cast<double>(spec.norm_factor) + eps;
+
+  const bool wide = cols >= kWide * rows;
+  int runs = 0;
+  for (int step = 0; step < spec.steps; step = end_of_run(spec, wide, step)) ++runs;
+
+  // Every run writes the other one of x and `other`; the last must write x.
+  float* other = scratch;
+  float* gram = scratch + elements;
+  float* product = gram + rows * rows;
+  float* m = product + rows * rows;
+  float* chain = m + rows * rows;
+  float* from = runs % 2 == 0 ? x : other;
+  float* to = runs % 2 == 0 ? other : x;
+  scale(x, 1.0 / divisor, from, elements);
+
+  for (int step = 0; step < spec.steps;) {
+    const int end = end_of_run(spec, wide, step);
+    times_own_transpose(from, rows, cols, gram);
+    for (int s = step; s < end; ++s) {
+      square(gram, rows, product);
+      combine(row_of(spec, s), gram, product, rows, m);
+      if (s + 1 < end) {  // A <- M A M
+        multiply(m, gram, rows, rows, product);
+        multiply(product, m, rows, rows, gram);
+      }
+      if (s == step) {
+        std::swap(chain, m);
+      } else {
+        multiply(m, chain, rows, rows, product);
+        std::swap(chain, product);
+      }
+    }
+    multiply(chain, from, rows, cols, to);
+    std::swap(from, to);
+    step = end;
+  }
+}
+
+}  // namespace polaron::cpu

@@ -1,0 +1,142 @@
+// Attention forward and backward against double precision; the reference's own gradient against finite differences.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/families.h"
+#include "ops/attention_reference.h"
+#include "ops/reference.h"
+
+namespace polaron::test {
+namespace {
+
+constexpr double kForward = 5e-6, kBackward = 1e-5;
+
+class Attention : public testing::Test {
+ protected:
+  // Runs both directions on views of larger matrices and compares everything.
+  void check(const AttentionShape& shape, const std::vector<std::int32_t>& starts = {}, double deviation = 1.0,
+             double leeway = 1.0) {
+    const std::int64_t rows = shape.batch * shape.sequence_length;
+    Matrix qkv = Matrix::random(rows, shape.qkv_width(), 1, deviation, 0.0, 5);
+    Matrix d_out = Matrix::random(rows, shape.q_width(), 2, 1.0, 0.0, 3);
+    Matrix out(rows, shape.q_width(), 2), lse(shape.batch * shape.heads, shape.sequence_length);
+    Matrix d_qkv(rows, shape.qkv_width(), 7);
+    Column column(starts);
+    const Tensor document_start = starts.empty() ? Tensor{} : column.tensor();
+    ops_->forward(stream_, shape, qkv.tensor(), document_start, out.tensor(), lse.tensor());
+    ops_->backward(stream_, shape, qkv.tensor(), document_start, out.tensor(), lse.tensor(), d_out.tensor(),
+                   d_qkv.tensor());
+    const AttentionReference expected = reference_attention(shape, qkv.values(), d_out.values(), starts);
+    expect_close(out, expected.out, leeway * kForward, "out, " + describe(shape));
+    expect_close(lse, expected.lse, leeway * kForward, "lse, " + describe(shape));
+    expect_close(d_qkv, expected.d_qkv, leeway * kBackward, "d_qkv, " + describe(shape));
+  }
+
+  std::unique_ptr<AttentionOps> ops_ = cpu::make_attention_ops();
+  HostStream stream_;
+};
+
+TEST_F(Attention, lengths_around_the_block_sizes_match_the_definition) {
+  for (const std::int64_t length : {1, 2, 7, 31, 33, 64, 127, 129, 160, 300})
+    check(attention_shape(2, length, 2, 2, 64));
+}
+
+TEST_F(Attention, head_sizes_of_any_kind_match_the_definition) {
+  for (const std::int64_t head_size : {1, 8, 20, 48, 64, 72, 128}) {
+    check(attention_shape(1, 70, 3, 3, head_size));
+    check(attention_shape(2, 7, 1, 1, head_size));
+  }
+}
+
+TEST_F(Attention, grouped_queries_share_keys_and_their_gradients_sum) {
+  check(attention_shape(2, 150, 4, 1, 20));
+  check(attention_shape(1, 129, 8, 2, 16));
+  check(attention_shape(3, 5, 6, 3, 8));
+}
+
+TEST_F(Attention, windows_hide_earlier_keys) {
+  for (const std::int64_t window : {1, 5, 64, 100, 1000}) {
+    check(attention_shape(1, 300, 2, 1, 20, window));
+    check(attention_shape(2, 7, 1, 1, 8, window));
+  }
+}
+
+TEST_F(Attention, documents_do_not_see_each_other) {
+  const AttentionShape shape = attention_shape(2, 300, 2, 2, 20);
+  check(shape, documents(shape, {1}));
+  check(shape, documents(shape, {1, 3, 90, 1, 1, 140, 20}));
+  check(shape, documents(shape, {129}));
+  const AttentionShape windowed = attention_shape(2, 200, 4, 2, 8, 20);
+  check(windowed, documents(windowed, {1, 50, 7, 90}));
+}
+
+TEST_F(Attention, any_first_key_a_row_is_honoured_not_only_those_of_documents) {
+  const AttentionShape shape = attention_shape(2, 270, 2, 1, 16);
+  std::vector<std::int32_t> starts = random_integers(2 * 270, 1 << 20, 3);
+  for (std::int64_t row = 0; row < 2 * 270; ++row) starts[row] %= static_cast<std::int32_t>(row % 270 + 1);
+  check(shape, starts);
+}
+
+TEST_F(Attention, large_scores_do_not_overflow) {
+  // Scores of up to +-150: fp32 holds them within 1e-5, which the exponential turns into a relative error.
+  check(attention_shape(1, 140, 2, 2, 64), {}, 6.0, 20.0);
+}
+
+TEST_F(Attention, the_reference_gradient_agrees_with_finite_differences) {
+  const AttentionShape shape = attention_shape(1, 6, 2, 1, 3, 4);
+  const std::vector<std::int32_t> starts = documents(shape, {1, 4, 1});
+  const Doubles qkv = to_doubles(random_floats(6 * shape.qkv_width(), 4));
+  const Doubles d_out = to_doubles(random_floats(6 * shape.q_width(), 5));
+  const auto loss = [&](const Doubles& x) { return dot(reference_attention(shape, x, d_out, starts).out, d_out); };
+  expect_close(reference_attention(shape, qkv, d_out, starts).d_qkv, central_differences(loss, qkv), 1e-8,
+               "reference gradient", shape.qkv_width());
+}
+
+TEST_F(Attention, any_number_of_threads_gives_the_same_bits) {
+  // Few key heads make backward choose its two-pass form for many threads.
+  for (const auto& shape : {attention_shape(1, 300, 4, 1, 20), attention_shape(2, 200, 3, 3, 64, 90)}) {
+    const std::int64_t rows = shape.batch * shape.sequence_length;
+    Matrix qkv = Matrix::random(rows, shape.qkv_width(), 6), d_out = Matrix::random(rows, shape.q_width(), 7);
+    Column starts(documents(shape, {1, 80, 33, 150}));
+    const auto run = [&](int threads) {
+      const Threads fixed(threads);
+      Matrix out(rows, shape.q_width()), lse(shape.batch * shape.heads, shape.sequence_length);
+      Matrix d_qkv(rows, shape.qkv_width());
+      ops_->forward(stream_, shape, qkv.tensor(), starts.tensor(), out.tensor(), lse.tensor());
+      ops_->backward(stream_, shape, qkv.tensor(), starts.tensor(), out.tensor(), lse.tensor(), d_out.tensor(),
+                     d_qkv.tensor());
+      return std::tuple(out, lse, d_qkv);
+    };
+    const auto [out, lse, d_qkv] = run(1);
+    for (const int threads : {1, 2, 3, 8}) {
+      const auto [out2, lse2, d_qkv2] = run(threads);
+      EXPECT_TRUE(out.same_bits(out2)) << threads;
+      EXPECT_TRUE(lse.same_bits(lse2)) << threads;
+      EXPECT_TRUE(d_qkv.same_bits(d_qkv2)) << threads;
+    }
+  }
+}
+
+TEST_F(Attention, nan_reaches_the_rows_that_see_it_and_no_others) {
+  const AttentionShape shape = attention_shape(1, 100, 1, 1, 16);
+  Matrix qkv = Matrix::random(100, shape.qkv_width(), 8), out(100, 16), lse(1, 100);
+  const std::vector<std::int32_t> starts = documents(shape, {40, 20, 40});
+  Column column(starts);
+  qkv.at(45, shape.q_width()) = std::numeric_limits<float>::quiet_NaN();  // key 45, in the document [40, 60)
+  ops_->forward(stream_, shape, qkv.tensor(), column.tensor(), out.tensor(), lse.tensor());
+  for (std::int64_t t = 0; t < 100; ++t) EXPECT_EQ(std::isnan(out.at(t, 3)), t >= 45 && t < 60) << t;
+}
+
+TEST_F(Attention, a_smaller_call_after_a_larger_one_is_not_disturbed_by_its_leftovers) {
+  check(attention_shape(2, 200, 4, 4, 64));
+  check(attention_shape(1, 3, 1, 1, 8));
+  check(attention_shape(1, 140, 2, 1, 20, 3));
+}
+
+}  // namespace
+}  // namespace polaron::test

@@ -1,0 +1,236 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <ostream>
+#include <stdexcept>
+
+#include "cpu/families.h"
+#include "ops/reference.h"
+
+namespace polaron::test {
+namespace {
+
+struct Case {
+  std::int64_t rows, vocabulary, padded;
+  float softcap;
+  double deviation;
+  friend std::ostream& operator<<(std::ostream& out, const Case& c) {
+    return out << c.rows << " x " << c.vocabulary << " of " << c.padded << ", cap " << c.softcap << ", deviation "
+               << c.deviation;
+  }
+};
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const float softcap : {0.0F, 15.0F}) {
+    all.push_back({1, 1, 1, softcap, 1.0});
+    all.push_back({3, 2, 16, softcap, 3.0});
+    all.push_back({17, 5, 8, softcap, 1.0});
+    all.push_back({4, 257, 320, softcap, 4.0});
+    all.push_back({2, 1024, 1024, softcap, 2.0});
+    all.push_back({2, 1025, 1088, softcap, 10.0});
+    all.push_back({3, 50257, 50304, softcap, 3.0});
+    all.push_back({6, 33, 40, softcap, 100.0});  // sums of one term: most probabilities vanish
+    all.push_back({6, 3000, 3000, softcap, 1e-3});
+  }
+  return all;
+}
+
+struct Expected {
+  double loss = 0.0;
+  Doubles gradient;  // [rows, padded]
+};
+
+// z: dense [rows, padded].
+Expected reference(const Doubles& z, const Case& c, const std::vector<std::int32_t>& targets, double scale) {
+  Expected result{0.0, Doubles(c.rows * c.padded)};
+  const double cap = c.softcap;
+  for (std::int64_t n = 0; n < c.rows; ++n) {
+    if (targets[n] < 0) continue;
+    Doubles y(c.vocabulary), slope(c.vocabulary, 1.0);
+    for (std::int64_t v = 0; v < c.vocabulary; ++v) {
+      y[v] = z[n * c.padded + v];
+      if (cap > 0.0) {
+        slope[v] = 1.0 / (std::cosh(y[v] / cap) * std::cosh(y[v] / cap));
+        y[v] = cap * std::tanh(y[v] / cap);
+      }
+    }
+    double maximum = y[0], sum = 0.0;
+    for (const double value : y) maximum = std::max(maximum, value);
+    for (const double value : y) sum += std::exp(value - maximum);
+    const double lse = maximum + std::log(sum);
+    result.loss += lse - y[targets[n]];
+    for (std::int64_t v = 0; v < c.vocabulary; ++v) {
+      const double wanted = v == targets[n] ? 1.0 : 0.0;
+      result.gradient[n * c.padded + v] = scale * (std::exp(y[v] - lse) - wanted) * slope[v];
+    }
+  }
+  return result;
+}
+
+class CrossEntropy : public testing::TestWithParam<Case> {
+ protected:
+  CrossEntropy() {
+    for (std::int64_t n = 0; n < c.rows; ++n) {
+      for (std::int64_t v = c.vocabulary; v < c.padded; ++v) logits.at(n, v) = NAN;  // never to be read
+    }
+  }
+  Doubles readable() const {
+    Doubles z = logits.values();
+    for (double& value : z) value = std::isnan(value) ? 0.0 : value;
+    return z;
+  }
+
+  Case c = GetParam();
+  Matrix logits = Matrix::random(c.rows, c.padded, 1, c.deviation, 0.3, 3);
+  Column targets{random_integers(c.rows, static_cast<std::int32_t>(c.vocabulary), 2)};
+  HostStream stream;
+  std::unique_ptr<LossOps> ops = cpu::make_loss_ops();
+};
+
+TEST_P(CrossEntropy, agrees_with_the_reference) {
+  const Expected expected = reference(readable(), c, targets.values(), 0.25);
+  double loss = 0.0;
+  ops->cross_entropy(stream, logits.tensor(), c.vocabulary, targets.tensor(), c.softcap, 0.25F, true, &loss);
+  // A capped logit is rounded to fp32 before its exponential is taken.
+  const double rounding = c.softcap > 0.0F ? 2e-7 : 2e-8;
+  EXPECT_NEAR(loss, expected.loss, 1e-6 * expected.loss + rounding * static_cast<double>(c.rows));
+  // A row's gradient is measured against its largest entry, the target's.
+  expect_close(logits, expected.gradient, 1e-6, "gradient", 2e-7 * 0.25);
+  for (std::int64_t n = 0; n < c.rows; ++n) {
+    for (std::int64_t v = c.vocabulary; v < c.padded; ++v) ASSERT_EQ(logits.at(n, v), 0.0F) << n << ", " << v;
+  }
+}
+
+TEST_P(CrossEntropy, without_gradient_the_loss_has_the_same_bits_and_is_added_up) {
+  Matrix first = logits, second = logits;
+  double with = 0.0, without = 0.0, added = 1000.0;
+  ops->cross_entropy(stream, first.tensor(), c.vocabulary, targets.tensor(), c.softcap, 1.0F, true, &with);
+  ops->cross_entropy(stream, second.tensor(), c.vocabulary, targets.tensor(), c.softcap, 1.0F, false, &without);
+  EXPECT_EQ(with, without);
+  ops->cross_entropy(stream, logits.tensor(), c.vocabulary, targets.tensor(), c.softcap, 1.0F, false, &added);
+  EXPECT_EQ(added, 1000.0 + with);
+}
+
+TEST_P(CrossEntropy, gradient_is_the_derivative_of_the_loss) {
+  const Doubles at = readable();
+  double loss = 0.0;
+  ops->cross_entropy(stream, logits.tensor(), c.vocabulary, targets.tensor(), c.softcap, 2.0F, true, &loss);
+  const auto f = [&](const Doubles& z) { return 2.0 * reference(z, c, targets.values(), 1.0).loss; };
+  expect_derivative(logits, f, at, 1e-5, "gradient", 1e-6, 24);
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, CrossEntropy, testing::ValuesIn(cases()));
+
+TEST(CrossEntropyRows, rows_without_a_target_add_no_loss_and_have_zero_gradient) {
+  const Case c{5, 70, 80, 0.0F, 2.0};
+  Matrix logits = Matrix::random(c.rows, c.padded, 1);
+  logits.at(1, 3) = NAN;  // not part of the loss, so not part of anything
+  Doubles z = logits.values();
+  z[c.padded + 3] = 0.0;
+  Column targets({7, -1, 69, -1, 0});
+  const Expected expected = reference(z, c, targets.values(), 1.0);
+  HostStream stream;
+  double loss = 0.0;
+  cpu::make_loss_ops()->cross_entropy(stream, logits.tensor(), c.vocabulary, targets.tensor(), 0.0F, 1.0F, true, &loss);
+  EXPECT_NEAR(loss, expected.loss, 1e-6 * expected.loss);
+  expect_close(logits, expected.gradient, 1e-6, "gradient");
+  for (std::int64_t v = 0; v < c.padded; ++v) {
+    EXPECT_EQ(logits.at(1, v), 0.0F);
+    EXPECT_EQ(logits.at(3, v), 0.0F);
+  }
+}
+
+TEST(CrossEntropyRows, a_non_finite_logit_anywhere_makes_loss_and_gradient_nan) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const auto ops = cpu::make_loss_ops();
+  HostStream stream;
+  for (const float softcap : {0.0F, 15.0F}) {
+    for (const float bad : {kInfinity, -kInfinity, std::numeric_limits<float>::quiet_NaN()}) {
+      for (const std::int64_t place : {0, 1, 17, 1023, 1024, 1039}) {
+        for (const bool gradient : {false, true}) {
+          Matrix logits = Matrix::random(2, 1040, 1);
+          logits.at(0, place) = bad;
+          Column targets({17, 5});
+          double loss = 0.0;
+          ops->cross_entropy(stream, logits.tensor(), 1040, targets.tensor(), softcap, 1.0F, gradient, &loss);
+          EXPECT_FALSE(std::isfinite(loss)) << bad << " at " << place << ", cap " << softcap;
+          if (gradient) {
+            EXPECT_TRUE(std::isnan(logits.at(0, 0))) << bad << " at " << place;
+            EXPECT_TRUE(std::isfinite(logits.at(1, 0)));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(CrossEntropyRows, large_and_equal_logits_are_no_problem) {
+  const auto ops = cpu::make_loss_ops();
+  HostStream stream;
+  for (const float offset : {0.0F, 1e4F, -1e4F, 1e30F}) {
+    Matrix logits = Matrix::filled(1, 50000, offset);
+    Column targets({49999});
+    double loss = 0.0;
+    ops->cross_entropy(stream, logits.tensor(), 50000, targets.tensor(), 0.0F, 1.0F, true, &loss);
+    EXPECT_NEAR(loss, std::log(50000.0), 1e-6);
+    EXPECT_NEAR(logits.at(0, 0), 1.0 / 50000.0, 1e-10);
+    EXPECT_NEAR(logits.at(0, 49999), 1.0 / 50000.0 - 1.0, 1e-6);
+  }
+}
+
+TEST(CrossEntropyRows, a_surely_predicted_target_keeps_the_digits_of_its_gradient) {
+  const Case c{1, 3, 3, 0.0F, 0.0};
+  Matrix logits(1, 3);
+  logits.at(0, 1) = 14.0F;  // probability 1 - 1.7e-6
+  Column targets({1});
+  const Expected expected = reference(logits.values(), c, targets.values(), 1.0);
+  HostStream stream;
+  double loss = 0.0;
+  cpu::make_loss_ops()->cross_entropy(stream, logits.tensor(), 3, targets.tensor(), 0.0F, 1.0F, true, &loss);
+  EXPECT_NEAR(loss, expected.loss, 1e-1 * expected.loss);
+  EXPECT_NEAR(logits.at(0, 1), expected.gradient[1], 1e-1 * std::abs(expected.gradient[1]));
+}
+
+TEST(CrossEntropyRows, gives_the_same_bits_for_any_number_of_threads) {
+  for (const float softcap : {0.0F, 30.0F}) {
+    const auto run = [&](int threads) {
+      const Threads scope(threads);
+      Matrix logits = Matrix::random(37, 2050, 1, 3.0);
+      Column targets(random_integers(37, 2040, 2));
+      HostStream stream;
+      double loss = 0.0;
+      cpu::make_loss_ops()->cross_entropy(stream, logits.tensor(), 2040, targets.tensor(), softcap, 0.5F, true, &loss);
+      return std::pair(loss, logits);
+    };
+    const auto [loss, gradient] = run(1);
+    for (const int threads : {1, 2, 3}) {
+      const auto [loss_again, gradient_again] = run(threads);
+      EXPECT_EQ(loss, loss_again) << threads;
+      EXPECT_TRUE(gradient.same_bits(gradient_again)) << threads;
+    }
+  }
+}
+
+TEST(CrossEntropyRows, impossible_targets_vocabularies_and_types_are_refused) {
+  Matrix logits(1, 8);
+  HostStream stream;
+  double loss = 0.0;
+  const auto ops = cpu::make_loss_ops();
+  const auto call = [&](Tensor tensor, std::int64_t vocabulary, std::int32_t target) {
+    Column targets({target});
+    ops->cross_entropy(stream, tensor, vocabulary, targets.tensor(), 0.0F, 1.0F, true, &loss);
+  };
+  EXPECT_THROW(call(logits.tensor(), 6, 6), std::logic_error);
+  EXPECT_THROW(call(logits.tensor(), 6, -2), std::logic_error);
+  EXPECT_THROW(call(logits.tensor(), 9, 0), std::logic_error);
+  EXPECT_THROW(call(logits.tensor(), 0, -1), std::logic_error);
+  Tensor wrong = logits.tensor();
+  wrong.dtype = DType::bf16;
+  EXPECT_THROW(call(wrong, 8, 0), std::logic_error);
+}
+
+}  // namespace
+}  // namespace polaron::test

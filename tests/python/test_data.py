@@ -1,0 +1,449 @@
+"""Tests of the data preparation scripts. Run with: python3 -m unittest discover -s tests/python
+
+What needs tokenizers, tiktoken, pyarrow or huggingface_hub is skipped, and says so, where the package is not there.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import lzma
+import os
+import signal
+import subprocess
+import sys
+import unittest
+from unittest import mock
+
+from data_case import ROOT, Case, needs, sentence, split_documents  # first: it makes the scripts importable
+
+import documents
+import pipeline
+import shards
+import vocabularies
+
+
+class DyingEncoder(vocabularies.ByteEncoder):
+    def encode(self, text: bytes) -> bytes:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return b""
+
+
+class Shards(Case):
+    def test_header_is_the_documented_one(self):
+        with shards.Output(self.path("out"), 2) as output:
+            output.train.write(shards.pack([1, 2, 65535], 2))
+            output.commit()
+        with open(self.path("out", "train_000000.bin"), "rb") as file:
+            content = file.read()
+        self.assertEqual(len(content), 1024 + 6)
+        self.assertEqual(content[:12], b"\x88\xd8\x34\x01" + b"\x01\0\0\0" + b"\x03\0\0\0")  # 20240520, 1, 3
+        self.assertEqual(content[12:1024], bytes(1012))
+        self.assertEqual(content[1024:], b"\x01\0\x02\0\xff\xff")
+
+    def test_wide_tokens_have_the_other_header(self):
+        with shards.Output(self.path("out"), 4) as output:
+            output.train.write(shards.pack([1, 128000], 4))
+            output.commit()
+        with open(self.path("out", "train_000000.bin"), "rb") as file:
+            content = file.read()
+        self.assertEqual(content[:12], b"\xa1\xd9\x34\x01" + b"\x07\0\0\0" + b"\x02\0\0\0")  # 20240801, 7, 2
+        self.assertEqual(content[1024:], b"\x01\0\0\0" + (128000).to_bytes(4, "little"))
+
+    def test_width_follows_the_vocabulary(self):
+        self.assertEqual([shards.token_bytes(n) for n in (257, 65535, 65536, 128256)], [2, 2, 4, 4])
+
+    def test_documents_run_over_the_ends_of_shards(self):
+        tokens = list(range(1000))
+        with shards.Output(self.path("out"), 2, shard_tokens=300) as output:
+            for i in range(0, 1000, 70):
+                output.train.write(shards.pack(tokens[i : i + 70], 2))
+            output.commit()
+        counts = [shards.check_shard(self.path("out", f"train_{i:06d}.bin"))[1] for i in range(4)]
+        self.assertEqual(counts, [300, 300, 300, 100])
+        self.assertEqual(self.ids(self.path("out"), "train"), tokens)
+
+    def test_nothing_is_left_of_an_output_that_was_not_committed(self):
+        with self.assertRaises(RuntimeError):
+            with shards.Output(self.path("new", "out"), 2) as output:
+                output.train.write(b"\0\0")
+                output.add_file("vocabulary.json", "{}")
+                raise RuntimeError
+        self.assertEqual(os.listdir(self.place("new")), [])
+
+    def test_check_tells_a_damaged_shard(self):
+        good = shards.header(2, 3) + bytes(6)
+        for content in (b"", good[:1000], good[:-1], good + b"x", b"\0" + good[1:]):
+            with self.assertRaises(shards.PrepareError):
+                shards.check_shard(self.write("bad.bin", content))
+        self.assertEqual(shards.check_shard(self.write("good.bin", good)), (2, 3))
+
+
+class Inputs(Case):
+    def test_every_document_lands_whole_on_one_side(self):
+        texts = [sentence(i) for i in range(200)]
+        output = self.prepare(self.json_lines("in.jsonl", texts), "--validation-fraction", "0.2", "--processes", "1")
+        train, validation = self.texts(output, "train"), self.texts(output, "validation")
+        self.assertEqual(train | validation, {text.encode() for text in texts})
+        self.assertFalse(train & validation)
+        self.assertTrue(15 <= len(validation) <= 70, len(validation))
+
+    def test_order_and_split_do_not_depend_on_processes(self):
+        texts = [sentence(i, 2000) for i in range(150)]  # several chunks
+        source = self.json_lines("in.jsonl", texts)
+        results = []
+        for processes in ("1", "3"):
+            output = self.prepare(source, "--processes", processes, "--force")
+            results.append((self.ids(output, "train"), self.ids(output, "validation")))
+        self.assertEqual(results[0], results[1])
+        order = [bytes(ids).decode() for ids in split_documents(results[0][0], 256)]
+        self.assertEqual(order, [text for text in texts if text in set(order)])
+
+    def test_copies_of_a_document_fall_on_the_same_side(self):
+        texts = [sentence(i) for i in range(50)] * 3
+        output = self.prepare(self.json_lines("in.jsonl", texts), "--validation-fraction", "0.3")
+        self.assertFalse(self.texts(output, "train") & self.texts(output, "validation"))
+
+    def test_compressed_inputs_give_the_same_tokens(self):
+        texts = [sentence(i) for i in range(40)]
+        expected = None
+        for name, opener in (("a.jsonl", open), ("a.jsonl.xz", lzma.open), ("a.jsonl.gz", gzip.open)):
+            output = self.prepare(self.json_lines(name, texts, opener), "--force")
+            got = self.ids(output, "train"), self.ids(output, "validation")
+            expected = expected or got
+            self.assertEqual(got, expected, name)
+
+    def test_folders_are_walked_by_extension(self):
+        for name, text in (
+            ("src/b.py", "b = 1\n"),
+            ("src/deep/er/a.py", "a = 1\n"),
+            ("src/notes.md", "notes\n"),
+            ("src/image.png", b"\x89PNG\0"),
+            ("src/.hidden/c.py", "hidden\n"),
+        ):
+            self.write(name, text)
+        with gzip.open(self.path("src/zipped.py.gz"), "wb") as file:
+            file.write(b"zipped\n")
+        output = self.prepare(self.place("src"), "--extensions", ".py", "--validation-fraction", "0")
+        self.assertEqual(self.texts(output, "train"), {b"b = 1\n", b"a = 1\n", b"zipped\n"})
+        output = self.prepare(self.place("src"), "--validation-fraction", "0", "--force")
+        self.assertEqual(self.texts(output, "train"), {b"notes\n"})
+
+    def test_validation_inputs_are_held_out_and_nothing_else(self):
+        train = self.json_lines("train.jsonl", [sentence(i) for i in range(30)])
+        held_out = self.json_lines("val.jsonl", [sentence(i) for i in range(100, 105)])
+        output = self.prepare(train, "--validation-input", held_out)
+        self.assertEqual(self.texts(output, "train"), {sentence(i).encode() for i in range(30)})
+        self.assertEqual(self.texts(output, "validation"), {sentence(i).encode() for i in range(100, 105)})
+
+    def test_of_a_single_document_the_tail_is_held_out_at_a_line_end(self):
+        text = "".join(sentence(i) for i in range(100))
+        output = self.prepare(self.write("book.txt", text), "--validation-fraction", "0.1")
+        (train,), (tail,) = self.texts(output, "train"), self.texts(output, "validation")
+        self.assertEqual(train + tail, text.encode())
+        self.assertTrue(train.endswith(b"\n"))
+        self.assertTrue(0.08 < len(tail) / len(text.encode()) < 0.13)
+
+    def test_a_tail_never_cuts_a_character(self):
+        text = "北京" * 500
+        output = self.prepare(self.write("line.txt", text), "--validation-fraction", "0.1")
+        for split in ("train", "validation"):
+            (part,) = self.texts(output, split)
+            self.assertEqual(len(part) % 3, 0)
+            part.decode()
+
+    def test_few_documents_still_leave_one_for_validation(self):
+        for count in (2, 3, 5):
+            texts = [sentence(i) for i in range(count)]
+            output = self.prepare(self.json_lines("in.jsonl", texts), "--validation-fraction", "0.001", "--force")
+            self.assertEqual(len(self.texts(output, "validation")), 1)
+            self.assertEqual(len(self.texts(output, "train")), count - 1)
+
+    def test_a_marker_cuts_text_files_wherever_blocks_end(self):
+        texts = [sentence(i, 3 + i % 50) for i in range(100)]
+        source = self.write("stories.txt", "<|endoftext|>\n".join(texts))
+        for block in (7, 64, 1 << 20):
+            with mock.patch.object(documents, "CHUNK_BYTES", block):
+                output = self.prepare(
+                    source,
+                    "--document-marker",
+                    "<|endoftext|>",
+                    "--validation-fraction",
+                    "0",
+                    "--force",
+                    "--processes",
+                    "1",
+                )
+            self.assertEqual(
+                [bytes(ids) for ids in split_documents(self.ids(output, "train"), 256)],
+                [text.strip().encode() for text in texts],
+            )
+
+    def test_half_a_surrogate_pair_is_replaced(self):
+        source = self.write("in.jsonl", '{"text": "a\\ud800b"}\n{"text": "other"}\n')
+        output = self.prepare(source, "--validation-fraction", "0")
+        self.assertEqual(self.texts(output, "train"), {b"a?b", b"other"})
+
+    def test_a_folder_may_hold_files_that_are_not_text(self):
+        self.write("src/good.txt", "good\n")
+        self.write("src/latin1.txt", "caf\xe9\n".encode("latin-1"))
+        self.write("src/binary.txt", b"a\0b")
+        output = self.prepare(self.place("src"), "--validation-fraction", "0")
+        self.assertEqual(self.texts(output, "train"), {b"good\n"})
+
+
+class Errors(Case):
+    def test_a_missing_input_is_named(self):
+        self.assertIn("nowhere.txt", self.fails(3, self.path("nowhere.txt")))
+
+    def test_a_bad_line_is_numbered(self):
+        source = self.write("in.jsonl", '{"text": "good"}\n\n{"text": bad}\n')
+        self.assertIn("in.jsonl, line 3: not valid JSON", self.fails(3, source))
+        source = self.write("in.jsonl", '{"text": "good"}\n{"body": "text", "id": 3}\n')
+        message = self.fails(3, source)
+        self.assertIn("line 2: has no key 'text' (keys: body, id)", message)
+        self.assertIn("--text-key", message)
+        source = self.write("in.jsonl", "[1]\n")
+        self.assertIn("line 1", self.fails(3, source))
+
+    def test_a_truncated_archive_is_named(self):
+        whole = self.json_lines("in.jsonl.xz", [sentence(i) for i in range(500)], lzma.open)
+        with open(whole, "rb") as file:
+            content = file.read()
+        for damaged in (content[: len(content) // 2], content[:40] + b"\xff\xff\xff\xff" + content[44:], b"not xz"):
+            self.assertIn("in.jsonl.xz: cannot be decompressed", self.fails(3, self.write("in.jsonl.xz", damaged)))
+
+    def test_a_named_file_that_is_not_text_is_refused_with_the_offset(self):
+        self.assertIn("is not UTF-8 at offset 3", self.fails(3, self.write("in.txt", b"abc\xff")))
+        self.assertIn("has a zero byte at offset 1", self.fails(3, self.write("in.txt", b"a\0b")))
+
+    def test_nothing_is_overwritten_without_force(self):
+        source = self.write("in.txt", "line\n" * 100)
+        self.prepare(source)
+        before = {name: os.stat(self.path("out", name)).st_mtime_ns for name in os.listdir(self.place("out"))}
+        self.assertIn("--force", self.fails(2, source))
+        after = {name: os.stat(self.path("out", name)).st_mtime_ns for name in os.listdir(self.place("out"))}
+        self.assertEqual(before, after)
+
+    def test_force_leaves_no_shard_of_the_earlier_run(self):
+        source = self.write("in.txt", sentence(1, 300))
+        self.assertGreater(len(os.listdir(self.prepare(source, "--shard-tokens", "100"))), 5)
+        output = self.prepare(source, "--force")
+        self.assertEqual(sorted(os.listdir(output)), ["train_000000.bin", "validation_000000.bin", "vocabulary.json"])
+
+    def test_a_failed_run_leaves_earlier_shards_alone(self):
+        self.prepare(self.write("good.txt", "line\n" * 100))
+        before = sorted(os.listdir(self.place("out")))
+        self.fails(
+            3, self.write("bad.jsonl", '{"text": "a"}\n{"text": "b"}\nbad\n'), "--force", "--validation-fraction", "0"
+        )
+        self.assertEqual(sorted(os.listdir(self.place("out"))), before)
+
+    def test_a_write_that_fails_leaves_nothing_behind(self):
+        source = self.write("in.txt", "line\n" * 100_000)
+        code = (
+            "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000));"
+            "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+        )
+        script = os.path.join(ROOT, "data", "prepare_text.py")
+        done = subprocess.run(
+            [sys.executable, "-c", code, script, source, "--output", self.path("out", "deep")],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.path.join(ROOT, "data")},
+            check=False,
+        )
+        self.assertEqual(done.returncode, 3, done.stderr)
+        self.assertIn("File too large", done.stderr)
+        self.assertNotIn("Traceback", done.stderr)
+        self.assertEqual(os.listdir(self.place("out")), [])
+
+    def test_a_terminated_run_leaves_nothing_behind(self):
+        good = self.json_lines("in.jsonl", [sentence(i) for i in range(5)])
+        script = os.path.join(ROOT, "data", "prepare_text.py")
+        arguments = [good, "--validation-input", good, "--output", self.path("out", "deep")]
+        code = (
+            "import sys, time, runpy; sys.path.insert(0, sys.argv[1]); import pipeline;"
+            "run = pipeline.Job.run\n"
+            "def slow(*a):\n print('working', flush=True); time.sleep(60); return run(*a)\n"
+            "pipeline.Job.run = slow; sys.argv = sys.argv[2:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+        )
+        for processes in ("1", "2"):
+            with subprocess.Popen(
+                [sys.executable, "-c", code, os.path.join(ROOT, "data"), script, *arguments, "--processes", processes],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            ) as running:
+                self.assertEqual(running.stdout.readline(), "working\n")
+                running.terminate()
+                _, errors = running.communicate(timeout=30)
+            self.assertEqual(running.returncode, 130, errors)
+            self.assertNotIn("Traceback", errors)
+            self.assertEqual(os.listdir(self.place("out")), [])
+
+    def test_a_worker_that_is_killed_is_an_error_and_no_hang(self):
+        pieces = [documents.Chunk("texts", "test", i, ["text"], 4) for i in range(20)]
+        job = pipeline.Job(DyingEncoder(), documents.Reading(), documents.Split())
+        with self.assertRaisesRegex(shards.PrepareError, "worker process died"):
+            list(pipeline.encode_all(pieces, job, 3))
+
+    def test_usage_errors(self):
+        source = self.write("in.txt", "text\n")
+        self.assertIn("--vocab", self.fails(2, source, "--tokenizer", "gpt2"))
+        self.assertIn("neither", self.fails(2, source, "--tokenizer", "no-such"))
+        self.assertIn("--validation-fraction", self.fails(2, source, "--validation-fraction", "1.5"))
+        self.assertIn("--shard-tokens", self.fails(2, source, "--shard-tokens", "0"))
+        self.assertIn("--train-bpe", self.fails(2, source, "--train-bpe", "1000", "--tokenizer", "bytes"))
+        self.assertIn("encoder.json", self.fails(3, source, "--tokenizer", "gpt2", "--vocab", self.folder))
+
+    def test_empty_inputs_are_an_error(self):
+        self.assertIn("no document", self.fails(3, self.write("in.txt", "")))
+        self.assertIn("no file ends in", self.fails(3, self.place("src")))
+
+    def test_without_its_package_a_tokenizer_is_a_usage_error(self):
+        source = self.write("in.txt", "text\n")
+        blocker = self.write("block/tokenizers.py", "raise ImportError\n")
+        environment = {**os.environ, "PYTHONPATH": os.path.dirname(blocker)}
+        with mock.patch.dict(os.environ, environment):
+            self.assertIn("pip install tokenizers", self.fails(2, source, "--train-bpe", "300"))
+
+
+class Vocabularies(Case):
+    def test_bytes_need_the_standard_library_alone(self):
+        source = self.write("in.txt", "naïve\n" * 50)
+        code = (
+            "import sys; sys.path.insert(0, sys.argv[1]); import prepare_text as p;"
+            "p.prepare(p.parse_arguments([sys.argv[2], '--output', sys.argv[3], '--processes', '2']))"
+        )
+        subprocess.run(  # -S: without the folder that packages are installed in
+            [sys.executable, "-S", "-c", code, os.path.join(ROOT, "data"), source, self.path("out")],
+            check=True,
+            capture_output=True,
+        )
+        vocabulary = self.vocabulary(self.path("out"))
+        self.assertEqual((vocabulary["kind"], vocabulary["size"], vocabulary["separator"]), ("bytes", 257, 256))
+
+    def test_printable_characters_are_a_bijection(self):
+        characters = vocabularies.printable_bytes()
+        self.assertEqual(sorted(characters.values()), list(range(256)))
+        self.assertEqual((characters["A"], characters["Ġ"], characters["Ċ"]), (65, 32, 10))
+
+    def reference_encode(self, vocabulary: dict, text: str, tokenizer) -> list[int]:
+        """Byte-pair encoding as docs/formats.md describes the file, on the pieces that `tokenizers` splits."""
+        tokens = {base64.b64decode(t): i for i, t in enumerate(vocabulary["tokens"]) if t is not None}
+        merges = {tuple(pair): rank for rank, pair in enumerate(vocabulary["merges"])}
+        byte_of = vocabularies.printable_bytes()
+        ids = []
+        for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text):
+            symbols = [tokens[bytes([byte_of[c]])] for c in piece]
+            while True:
+                ranked = [
+                    (merges.get(pair, 1 << 30), i) for i, pair in enumerate(zip(symbols, symbols[1:], strict=False))
+                ]
+                if not ranked or min(ranked)[0] == 1 << 30:
+                    break
+                at = min(ranked)[1]
+                merged = b"".join(base64.b64decode(vocabulary["tokens"][s]) for s in symbols[at : at + 2])
+                symbols[at : at + 2] = [tokens[merged]]
+            ids += symbols
+        return ids
+
+    @needs("tokenizers")
+    def test_a_trained_bpe_describes_itself(self):
+        import tokenizers
+
+        texts = [sentence(i, 200) for i in range(60)]
+        output = self.prepare(self.json_lines("in.jsonl", texts), "--train-bpe", "400")
+        vocabulary = self.vocabulary(output)
+        self.assertEqual(vocabulary["kind"], "byte_level_bpe")
+        self.assertEqual(vocabulary["separator"], vocabulary["size"] - 1)
+        self.assertEqual(vocabulary["special_tokens"], {"<|endoftext|>": vocabulary["separator"]})
+        self.assertTrue(257 < vocabulary["size"] <= 400)
+        tokenizer = tokenizers.Tokenizer.from_file(os.path.join(output, "tokenizer.json"))
+        encoded = split_documents(self.ids(output, "train"), vocabulary["separator"])
+        decoded = [
+            b"".join(base64.b64decode(vocabulary["tokens"][i]) for i in document).decode() for document in encoded
+        ]
+        self.assertTrue(set(decoded) <= set(texts))
+        for text, document in zip(decoded[:5], encoded, strict=False):
+            self.assertEqual(self.reference_encode(vocabulary, text, tokenizer), document)
+
+    @needs("tokenizers")
+    def test_the_bpe_is_trained_on_the_training_part_alone(self):
+        train = self.json_lines("train.jsonl", ["aaaa bbbb " * 50] * 3)
+        held_out = self.json_lines("val.jsonl", ["zzzz " * 500])
+        output = self.prepare(train, "--validation-input", held_out, "--train-bpe", "300")
+        tokens = {base64.b64decode(t) for t in self.vocabulary(output)["tokens"] if t}
+        self.assertIn(b"aaaa", tokens)
+        self.assertNotIn(b"zz", tokens)
+
+    @needs("tokenizers")
+    def test_the_name_of_a_special_token_in_a_text_is_text(self):
+        source = self.json_lines("in.jsonl", [sentence(i) + "<|endoftext|>" for i in range(20)])
+        output = self.prepare(source, "--train-bpe", "300", "--validation-fraction", "0")
+        separator = self.vocabulary(output)["separator"]
+        self.assertEqual(self.ids(output, "train").count(separator), 20)
+
+    def tokenizer_json(self, **changes) -> str:
+        """A tokenizer.json whose parts a test may change."""
+        import tokenizers
+
+        output = self.prepare(self.write("t.txt", sentence(1, 500)), "--train-bpe", "280", "--force")
+        with open(os.path.join(output, "tokenizer.json"), encoding="utf-8") as file:
+            content = json.load(file)
+        content.update(changes)
+        path = self.write("tokenizer.json", json.dumps(content))
+        tokenizers.Tokenizer.from_file(path)  # still valid
+        return path
+
+    @needs("tokenizers")
+    def test_a_tokenizer_json_keeps_its_own_pattern(self):
+        split = {"type": "Split", "pattern": {"Regex": r"\p{N}{1,3}|\D+"}, "behavior": "Isolated", "invert": False}
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        path = self.tokenizer_json(pre_tokenizer={"type": "Sequence", "pretokenizers": [split, level]})
+        vocabulary = vocabularies.make_encoder(path).vocabulary()
+        self.assertEqual((vocabulary["kind"], vocabulary["pattern"]), ("byte_level_bpe", r"\p{N}{1,3}|\D+"))
+
+    @needs("tokenizers")
+    def test_what_the_program_cannot_run_is_opaque(self):
+        level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+        word = {"id": 279, "content": "<|endoftext|>", "special": True}
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        plain = {"id": 280, "content": "    ", "special": False}
+        for change in (
+            {"normalizer": {"type": "NFC"}},
+            {"pre_tokenizer": level},
+            {"pre_tokenizer": {"type": "Whitespace"}},
+            {"added_tokens": [{**word, **flags}, {**plain, **flags}]},
+        ):
+            encoder = vocabularies.make_encoder(self.tokenizer_json(**change))
+            vocabulary = encoder.vocabulary()
+            self.assertEqual(vocabulary["kind"], "opaque", change)
+            self.assertEqual(vocabulary["size"], encoder.size)
+            self.assertNotIn("tokens", vocabulary)
+
+    @needs("tokenizers")
+    def test_a_separator_is_found_or_named(self):
+        path = self.tokenizer_json()
+        self.assertEqual(vocabularies.make_encoder(path).separator, vocabularies.make_encoder(path).size - 1)
+        with self.assertRaises(shards.PrepareError) as caught:
+            vocabularies.make_encoder(path, separator="<none>")
+        self.assertIn("<|endoftext|>", str(caught.exception))
+
+    @unittest.skipUnless(os.environ.get("POLARON_TEST_DATA"), "needs POLARON_TEST_DATA, a folder with gpt2/ in it")
+    @needs("tiktoken", "tokenizers")
+    def test_gpt2_is_the_same_through_either_package(self):
+        encoder = vocabularies.make_encoder("gpt2", os.path.join(os.environ["POLARON_TEST_DATA"], "gpt2"))
+        self.assertEqual((encoder.size, encoder.separator, encoder.width), (50257, 50256, 2))
+        text = ("Hello world, don't  panic!\n\n\tnaïve 北京 🙂 \u180e 1234567 <|endoftext|>" * 3).encode()
+        encoder.prepare()
+        expected = encoder.encode(text)
+        self.assertEqual(shards.pack([15496, 995], 2), expected[:4])
+        encoder._encode = encoder._with_tokenizers()
+        self.assertEqual(encoder.encode(text), expected)
+
+
+if __name__ == "__main__":
+    unittest.main()
