@@ -110,8 +110,9 @@ class MatrixOps {
   virtual std::int64_t preferred_group(std::int64_t rows, std::int64_t cols) const = 0;
 
   // For matrix i: g = clip * gradients[i]; momentum (stored like the parameter, contiguous [rows, cols], null for kind
-  // none) is updated unless gate says no; stack[i] = u, transposed where tall. Non-finite input is caught by the gate
-  // before this.
+  // none) is updated unless gate says no; stack[i] = u, transposed where tall. A group may mix a shape
+  // with its transpose. Non-finite input is caught by the gate before this; where the gate says no, the stack too stays
+  // as it was.
   virtual void momentum_to_stack(Stream& stream, const MomentumRule& rule, const StepGate& gate,
                                  std::span<const MatrixView> gradients, std::span<float* const> momentum,
                                  float* stack) = 0;
@@ -132,7 +133,9 @@ class MatrixOps {
   virtual void sketch(Stream& stream, const StackShape& shape, std::int64_t rank, Sketch kind, int power,
                       std::span<const PhiloxKey> keys, const float* stack, float* sketch) = 0;
   // sketch[i] [rows, rank] -> Q with orthonormal columns spanning it, in place. householder: LAPACK; cholesky_qr: three
-  // passes, each shifted by 1e-6 trace + 1e-30; a zero sketch gives Q = 0 there.
+  // passes, each shifted by 1e-6 trace + 1e-30. A zero column of the sketch gives a zero column of Q and changes no
+  // other one; columns that depend on those before them give any columns that keep the largest singular value of Q
+  // at 1.
   virtual void orthonormal_basis(Stream& stream, std::int64_t count, std::int64_t rows, std::int64_t rank,
                                  BasisMethod method, float* sketch) = 0;
   // projected[i] [rank, cols] = Q_i^T X_i.

@@ -249,8 +249,8 @@ class Reader {
     std::string reason;
     for (const auto& [group, settings] : groups_) {
       try {
-        const OptimizerSettings result = put_over(&settings, group, keys, pointer, how_);
-        if (group == OptimizerGroup::matrices || !is_matrix_kind(result.kind)) return;
+        put_over(&settings, group, keys, pointer, how_);
+        return;
       } catch (const Error& error) {
         if (reason.empty()) reason = error.what();
       }

@@ -69,7 +69,7 @@ class Resolver {
            fmt::format("{} is odd, but rotary positions rotate pairs; give an even head_size", m.head_size));
     }
     if (m.mlp_hidden == 0) {
-      m.mlp_hidden = m.mlp == MlpKind::swiglu ? ((8 * m.width + 2) / 3 + 63) / 64 * 64 : 4 * m.width;
+      m.mlp_hidden = m.mlp == MlpKind::swiglu ? (8 * m.width + 191) / 192 * 64 : 4 * m.width;
     }
     if (m.attention_scale == 0) m.attention_scale = 1.0 / std::sqrt(static_cast<double>(m.head_size));
   }

@@ -61,7 +61,8 @@ class TileRun {
   std::int64_t rounds_of(const GemmPart& part) const;
   // A slice of what a step needs packed into buffer 0 or 1.
   void pack(const GemmPart& part, const Step& step, std::int64_t slice, std::int64_t slices, float* to) const;
-  Region region(const GemmPart& part, const Step& step, std::int64_t slice, std::int64_t slices) const;
+  Region region(const Step& step, std::int64_t slice, std::int64_t slices) const;
+  Region next_rows(const Step& step, std::int64_t tile, std::int64_t j) const;
   void run_tile(const Step& step, std::int64_t tile, std::int64_t j, const float* strips, const float* panels,
                 const Region& ahead, float* scratch) const;
 

@@ -1,10 +1,6 @@
 #include "cpu/gemm_pack.h"
 
 #include <algorithm>
-#include <array>
-#include <cstddef>
-#include <cstring>
-#include <utility>
 
 namespace polaron::cpu {
 namespace {
@@ -14,25 +10,32 @@ using std::int64_t;
 constexpr int64_t kLineFloats = 16;
 constexpr int64_t kSumSteps = 16;
 
-// Columns [0, Rows) of a transposed A: [depth, Rows] at stride kTileRows; sums (may be null) += their sums.
-template <int Rows>
-void pack_strip(const float* from, int64_t stride, int64_t depth, float* to, float* sums) {
-  float sum[Rows] = {};
-  for (int64_t p = 0; p < depth; ++p, from += stride, to += kTileRows) {
-    float row[Rows];
-    std::memcpy(row, from, sizeof row);
-    std::memcpy(to, row, sizeof row);
-    for (int i = 0; i < Rows; ++i) sum[i] += row[i];
+// Columns [0, rows) of a transposed A: [depth, rows] at stride kStripStride; sums (may be null) += their sums. `wide`:
+// whole vectors can be read from every row.
+void pack_strip(const float* from, int64_t stride, int64_t rows, bool wide, int64_t depth, float* to, float* sums) {
+  alignas(64) float sum[kStripStride] = {};
+  if (wide) {
+    Vec total[kStripStride / kLanes] = {};
+    for (int64_t p = 0; p < depth; ++p, from += stride, to += kStripStride) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kStripStride / kLanes; ++v) {
+        const Vec row = load_vec(from + v * kLanes);
+        store_vec(to + v * kLanes, row);
+        total[v] += row;
+      }
+    }
+    for (int v = 0; v < kStripStride / kLanes; ++v) store_vec(sum + v * kLanes, total[v]);
+  } else {
+    for (int64_t p = 0; p < depth; ++p, from += stride, to += kStripStride) {
+      for (int64_t i = 0; i < rows; ++i) {
+        to[i] = from[i];
+        sum[i] += from[i];
+      }
+    }
   }
   if (sums == nullptr) return;
-  for (int i = 0; i < Rows; ++i) sums[i] += sum[i];
+  for (int64_t i = 0; i < rows; ++i) sums[i] += sum[i];
 }
-using PackStrip = void (*)(const float*, int64_t, int64_t, float*, float*);
-template <std::size_t... Row>
-constexpr std::array<PackStrip, sizeof...(Row)> pack_strip_functions(std::index_sequence<Row...>) {
-  return {pack_strip<static_cast<int>(Row) + 1>...};
-}
-constexpr auto kPackStrip = pack_strip_functions(std::make_index_sequence<kTileRows>{});
 
 }  // namespace
 
@@ -101,9 +104,8 @@ void StripPack::pack(int64_t slice, int64_t slices, float* to) const {
     const int64_t step = block * kSumSteps, steps = std::min(kSumSteps, depth_ - step);
     for (int64_t s = 0; s < count_; ++s) {
       const int64_t row = row_at(first_ + s), rows = row_at(first_ + s + 1) - row;
-      kPackStrip[static_cast<std::size_t>(rows - 1)](args_.a + (p_ + step) * args_.lda + row, args_.lda, steps,
-                                                     to + (s * depth_ + step) * kTileRows,
-                                                     sums_ == nullptr ? nullptr : sums_ + row);
+      pack_strip(args_.a + (p_ + step) * args_.lda + row, args_.lda, rows, row + kStripStride <= args_.m, steps,
+                 to + (s * depth_ + step) * kStripStride, sums_ == nullptr ? nullptr : sums_ + row);
     }
   }
 }

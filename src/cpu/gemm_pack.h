@@ -29,8 +29,9 @@ class PanelPack {
   std::int64_t first_, panels_, p_, depth_;
 };
 
-// Tiles' rows of a transposed A for steps [p, p + depth), one strip [depth, kTileRows] after the other. Strip s holds
-// rows [row(s), row(s + 1)) of A'.
+// Tiles' rows of a transposed A for steps [p, p + depth), one strip [depth, kStripStride] after the other. Strip s
+// holds rows [row(s), row(s + 1)) of A'.
+inline constexpr std::int64_t kStripStride = ceil_div(kTileRows, kLanes) * kLanes;
 class StripPack {
  public:
   // `tiles` of rows [row, row + rows) of A' in all, of which `count` from `first` on are packed.

@@ -55,7 +55,7 @@ struct Accumulators {
 
 template <int Rows, int Vecs, AOrder Order>
 void tile(std::int64_t depth, const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float* c,
-          std::int64_t ldc, bool accumulate, const Region& region, const Region& region2) {
+          std::int64_t ldc, bool accumulate, const Region& ahead, const Region& also_ahead) {
   // C is touched after the last step only: have it in cache by then.
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
@@ -63,7 +63,7 @@ void tile(std::int64_t depth, const float* a, std::int64_t lda, const float* b, 
     __builtin_prefetch(c + i * ldc + Vecs * kLanes - 1, 1);
   }
   Accumulators<Rows, Vecs> tile;
-  Ahead ahead(region, b), ahead2(region2, b);
+  Ahead first(ahead, b), second(also_ahead, b);
 
   const auto some_steps = [&](std::int64_t count) __attribute__((always_inline)) {
     if constexpr (Order == AOrder::depth_major) {
@@ -89,8 +89,8 @@ void tile(std::int64_t depth, const float* a, std::int64_t lda, const float* b, 
 
   for (; depth >= kSteps; depth -= kSteps) {
     for (std::int64_t i = 0; i < kRequests; ++i) {
-      ahead.request();
-      ahead2.request();
+      first.request();
+      second.request();
     }
     some_steps(kSteps);
   }

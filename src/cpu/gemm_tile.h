@@ -27,7 +27,7 @@ enum class AOrder : std::uint8_t {
 };
 
 // Memory that the kernel asks for ahead of time while it computes: rows of `lines` cache lines each, `row_step` floats
-// apart, from `at` on, as far as it gets. Never read, so any address will do; null: nothing.
+// apart, from `at` on, two lines every 16 steps of the depth. Never read, so any address will do; null: nothing.
 struct Region {
   const float* at = nullptr;
   std::int64_t lines = 1;
@@ -38,7 +38,7 @@ struct Region {
 // strides ldb and ldc. `accumulate`: adds to C instead of overwriting it. Each element is one chain of fused
 // multiply-adds over the depth in order, so its bits do not depend on how a matrix is cut into tiles.
 using TileKernel = void (*)(std::int64_t depth, const float* a, std::int64_t lda, const float* b, std::int64_t ldb,
-                            float* c, std::int64_t ldc, bool accumulate, const Region& ahead, const Region& ahead2);
+                            float* c, std::int64_t ldc, bool accumulate, const Region& ahead, const Region& also_ahead);
 
 // 1 <= rows <= kTileRows, 1 <= vecs <= kTileVecs.
 TileKernel tile_kernel(int rows, int vecs, AOrder order);

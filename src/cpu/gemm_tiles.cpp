@@ -4,7 +4,6 @@
 // next step needs is packed between the tiles of this one, so that memory is read while the kernel computes.
 #include <algorithm>
 #include <cstddef>
-#include <cstdlib>
 
 #include "cpu/gemm_cut.h"
 #include "cpu/gemm_pack.h"
@@ -16,13 +15,12 @@ using std::int64_t;
 
 // As measured on two cores with 2 MB of second-level cache each. With A in place a depth up to kSinglePass is not cut,
 // so that a tile leaves the registers once, finished.
-static int64_t env(const char*n,int64_t d){const char*e=getenv(n);return e?atoll(e):d;}
-static const int64_t kSinglePass = 1024, kPassDepth = env("PD",768), kChunkFloats = env("CF",96) * 1024;
-static const int64_t kPackedPassDepth = env("PPD",512), kPackedChunkFloats = env("PCF",192) * 1024;
+constexpr int64_t kSinglePass = 1024, kPassDepth = 768, kChunkFloats = 96 * 1024;
+constexpr int64_t kPackedPassDepth = 384, kPackedChunkFloats = 192 * 1024;
 // Rows per round when the product is not stored and needs several passes.
 constexpr int64_t kRoundRows = 18 * kTileRows;
 // Strips of A packed at a time, so that whole cache lines of it are used.
-static const int64_t kStrips = env("ST",8);
+constexpr int64_t kStrips = 8;
 
 }  // namespace
 
@@ -47,7 +45,7 @@ TileRun::TileRun(const GemmArgs& args, const GemmCut& cut, const GemmEpilogue* e
     return offset;
   };
   const int64_t panels = chunk_ * depth_ * kTileCols;
-  for (std::size_t& turn : turns_) turn = take(packed ? kStrips * depth_ * kTileRows : panels);
+  for (std::size_t& turn : turns_) turn = take(packed ? kStrips * depth_ * kStripStride : panels);
   panels_ = take(packed ? panels : 0);
   tile_ = take(kTileRows * kTileCols);
   partial_ = take(keep_partial_ ? kRoundRows * chunk_ * kTileCols : 0);
@@ -97,7 +95,7 @@ void TileRun::operator()(const GemmPart& part, float* scratch) const {
     const int64_t calls = now.count * now.panels;
     for (int64_t call = 0; call < calls; ++call) {
       const bool more = s + 1 < steps;
-      const Region ahead = more ? region(part, next, std::min(call + 1, calls - 1), calls) : Region{};
+      const Region ahead = more ? region(next, std::min(call + 1, calls - 1), calls) : Region{};
       run_tile(now, now.tile + call / now.panels, call % now.panels, turn, panels, ahead, scratch);
       if (more) pack(part, next, call, calls, other);
     }
@@ -114,12 +112,19 @@ void TileRun::pack(const GemmPart& part, const Step& step, int64_t slice, int64_
       .pack(slice, slices, to);
 }
 
-Region TileRun::region(const GemmPart&, const Step& step, int64_t slice, int64_t slices) const {
+Region TileRun::region(const Step& step, int64_t slice, int64_t slices) const {
   if (!args_.a_transposed) {
     return PanelPack(args_, step.panel, step.panels, step.p, step.depth).region(slice, slices);
   }
   return StripPack(args_, step.row, step.rows, step.tiles, step.tile, step.count, step.p, step.depth, nullptr, false)
       .region(slice, slices);
+}
+
+// With A in place: the j-th panel's share of the next tile's rows.
+Region TileRun::next_rows(const Step& step, int64_t tile, int64_t j) const {
+  if (args_.a_transposed || tile + 1 >= step.tiles) return {};
+  const int64_t row = step.row_at(tile + 1), rows = step.row_at(tile + 2) - row;
+  return {args_.a + (row + rows * j / step.panels) * args_.lda + step.p, ceil_div(step.depth, 16), args_.lda};
 }
 
 void TileRun::run_tile(const Step& step, int64_t tile, int64_t j, const float* strips, const float* panels,
@@ -144,19 +149,15 @@ void TileRun::run_tile(const Step& step, int64_t tile, int64_t j, const float* s
   }
   const AOrder order = args_.a_transposed ? AOrder::depth_major : AOrder::row_major;
   const float* a =
-      args_.a_transposed ? strips + (tile - step.tile) * step.depth * kTileRows : args_.a + row * args_.lda + step.p;
-  const int64_t lda = args_.a_transposed ? kTileRows : args_.lda;
+      args_.a_transposed ? strips + (tile - step.tile) * step.depth * kStripStride : args_.a + row * args_.lda + step.p;
+  const int64_t lda = args_.a_transposed ? kStripStride : args_.lda;
   const float* b = panels + j * step.depth * kTileCols;
-  Region ahead_a{};
-  if (!args_.a_transposed) {
-    const int64_t nrow = step.row_at(std::min(tile + 1, step.tiles - 1)), nrows = step.row_at(std::min(tile+2,step.tiles)) - nrow;
-    ahead_a = {args_.a + (nrow + nrows * j / step.panels) * args_.lda + step.p, ceil_div(step.depth, 16), args_.lda};
-  }
+  const Region rows_ahead = next_rows(step, tile, j);
   const TileKernel kernel = tile_kernel(static_cast<int>(rows), kTileVecs, order);
   if (panel.cols == kTileCols || args_.c == nullptr) {
-    kernel(step.depth, a, lda, b, kTileCols, values, stride, accumulate, ahead, ahead_a);
+    kernel(step.depth, a, lda, b, kTileCols, values, stride, accumulate, ahead, rows_ahead);
   } else {
-    kernel(step.depth, a, lda, b, kTileCols, edge, kTileCols, false, ahead, ahead_a);
+    kernel(step.depth, a, lda, b, kTileCols, edge, kTileCols, false, ahead, rows_ahead);
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t c = 0; c < panel.cols; ++c) {
         const float x = edge[i * kTileCols + c];

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/blas.h"
 #include "cpu/matrix_kernels.h"
 
 namespace polaron::cpu {
@@ -110,9 +111,7 @@ void multiply_by_gaussian(const PhiloxKey& key, std::int64_t rows, std::int64_t 
   for_ranges(cols * rank, 4096, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t e = first; e < last; ++e) workspace[e] = sketch_gaussian(key, static_cast<std::uint64_t>(e));
   });
-  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, static_cast<int>(rows), static_cast<int>(rank),
-              static_cast<int>(cols), 1.0F, x, static_cast<int>(cols), workspace, static_cast<int>(rank), 0.0F, y,
-              static_cast<int>(rank));
+  sgemm(false, false, rows, rank, cols, x, cols, workspace, rank, 0.0F, y, rank);
 }
 
 }  // namespace
@@ -122,7 +121,7 @@ std::size_t basis_floats(std::int64_t rows, std::int64_t rank) {
 }
 
 void orthonormal_basis(BasisMethod method, std::int64_t rows, std::int64_t rank, float* y, float* workspace) {
-  (method == BasisMethod::householder ? householder : cholesky_qr)(rows, rank, y, workspace);
+  (method == BasisMethod::cholesky_qr ? cholesky_qr : householder)(rows, rank, y, workspace);
 }
 
 std::size_t sketch_floats(std::int64_t rows, std::int64_t cols, std::int64_t rank, Sketch kind, int power) {
@@ -137,17 +136,13 @@ void sketch(const PhiloxKey& key, std::int64_t rows, std::int64_t cols, std::int
   for (int pass = 0; pass < power; ++pass) {
     householder(rows, rank, y, workspace);
     project(rows, cols, rank, y, x, workspace);
-    cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<int>(rows), static_cast<int>(rank),
-                static_cast<int>(cols), 1.0F, x, static_cast<int>(cols), workspace, static_cast<int>(cols), 0.0F, y,
-                static_cast<int>(rank));
+    sgemm(false, true, rows, rank, cols, x, cols, workspace, cols, 0.0F, y, rank);
   }
 }
 
 void project(std::int64_t rows, std::int64_t cols, std::int64_t rank, const float* basis, const float* x,
              float* projected) {
-  cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, static_cast<int>(rank), static_cast<int>(cols),
-              static_cast<int>(rows), 1.0F, basis, static_cast<int>(rank), x, static_cast<int>(cols), 0.0F, projected,
-              static_cast<int>(cols));
+  sgemm(true, false, rank, cols, rows, basis, rank, x, cols, 0.0F, projected, cols);
 }
 
 }  // namespace polaron::cpu

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "cpu/blas.h"
 #include "cpu/families.h"
 #include "cpu/matrix_kernels.h"
 
@@ -122,6 +123,9 @@ class CpuMatrixOps final : public MatrixOps {
 
 }  // namespace
 
-std::unique_ptr<MatrixOps> make_matrix_ops() { return std::make_unique<CpuMatrixOps>(); }
+std::unique_ptr<MatrixOps> make_matrix_ops() {
+  select_blas_kernels();
+  return std::make_unique<CpuMatrixOps>();
+}
 
 }  // namespace polaron::cpu

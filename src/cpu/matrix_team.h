@@ -6,33 +6,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <new>
-#include <vector>
+
+#include "cpu/scratch.h"
 
 namespace polaron::cpu {
-
-// Uninitialised floats on a cache line boundary; grows, never shrinks, and forgets its contents when it grows.
-class Workspace {
- public:
-  float* floats(std::size_t count) {
-    if (count > size_) {
-      data_.reset();
-      size_ = 0;
-      data_.reset(static_cast<float*>(::operator new(count * sizeof(float), kAlignment)));
-      size_ = count;
-    }
-    return data_.get();
-  }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  struct Release {
-    void operator()(float* data) const { ::operator delete(data, kAlignment); }
-  };
-  std::unique_ptr<float, Release> data_;
-  std::size_t size_ = 0;
-};
 
 // The OpenMP threads there were when the ops were made, and how the matrices of a group are spread over them:
 // - one matrix a thread, each with serial BLAS and LAPACK (OpenBLAS is serial inside a parallel region), where that
@@ -42,7 +19,7 @@ class Workspace {
 // - otherwise matrix after matrix with threaded BLAS, whose results may differ from the serial ones in the last bits.
 class MatrixTeam {
  public:
-  MatrixTeam() : threads_(omp_get_max_threads()), workspaces_(static_cast<std::size_t>(threads_)) {}
+  MatrixTeam() : threads_(omp_get_max_threads()) {}
 
   int threads() const { return threads_; }
   // Whether each of `count` matrices of so many elements is handled by one thread alone.
@@ -72,8 +49,8 @@ class MatrixTeam {
   // The same with a workspace of `floats` floats, the caller's until it returns, in place of the slot.
   template <class Body>
   void for_each_with(std::size_t floats, std::int64_t count, std::int64_t elements, Body&& body) {
-    for (int slot = 0; slot < slots(count, elements); ++slot) workspace(slot, floats);
-    for_each(count, elements, [&](std::int64_t matrix, int slot) { body(matrix, workspace(slot, floats)); });
+    workspaces_.reserve(slots(count, elements), floats);
+    for_each(count, elements, [&](std::int64_t matrix, int slot) { body(matrix, workspaces_.for_thread(slot)); });
   }
 
  private:
@@ -88,10 +65,8 @@ class MatrixTeam {
     int before_;
   };
 
-  float* workspace(int slot, std::size_t floats) { return workspaces_[static_cast<std::size_t>(slot)].floats(floats); }
-
   int threads_;
-  std::vector<Workspace> workspaces_;
+  ThreadScratch workspaces_;
 };
 
 // Calls body(first, last) for ranges that cover [0, n), on all threads unless already inside a parallel region or n is

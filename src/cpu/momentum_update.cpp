@@ -99,30 +99,23 @@ void update_rows_transposed(float keep, float step, const float* stack, const Ma
   }
 }
 
-// Calls body(matrix, first row, rows) for tiles of rows of all matrices of a group, on all threads. The matrices have
-// one number of elements; tall and wide ones may be mixed.
+// Calls body(matrix, first row, rows) for runs of rows of all matrices of a group, on all threads. The matrices have
+// the same number of elements, but some may be tall and some wide.
 template <class Body>
 void for_row_tiles(std::span<const MatrixView> views, Body&& body) {
   if (views.empty()) return;
-  const auto tile_of = [](const MatrixView& view) {
-    return std::max(kTile, kTaskElements / std::max<std::int64_t>(1, view.cols) / kTile * kTile);
-  };
-  std::vector<std::int64_t> first_task{0};
-  for (const MatrixView& view : views) {
-    const std::int64_t tile = tile_of(view);
-    first_task.push_back(first_task.back() + (view.rows + tile - 1) / tile);
-  }
-  const std::int64_t tasks = first_task.back();
-  const std::int64_t elements = static_cast<std::int64_t>(views.size()) * views[0].rows * views[0].cols;
-  const bool worthwhile = elements >= 4 * kTaskElements;
+  const std::int64_t parts = std::max<std::int64_t>(1, views[0].rows * views[0].cols / kTaskElements);
+  const std::int64_t tasks = static_cast<std::int64_t>(views.size()) * parts;
+  const bool worthwhile = static_cast<std::int64_t>(views.size()) * views[0].rows * views[0].cols >= 4 * kTaskElements;
   for_ranges(tasks, worthwhile ? 2 : tasks + 1, [&](std::int64_t begin, std::int64_t end) {
-    auto matrix = static_cast<std::size_t>(std::upper_bound(first_task.begin(), first_task.end(), begin) -
-                                           first_task.begin() - 1);
-    for (std::int64_t t = begin; t < end; ++t) {
-      while (t >= first_task[matrix + 1]) ++matrix;
-      const std::int64_t tile = tile_of(views[matrix]);
-      const std::int64_t first = (t - first_task[matrix]) * tile;
-      body(matrix, first, std::min(tile, views[matrix].rows - first));
+    for (std::int64_t task = begin; task < end; ++task) {
+      const auto matrix = static_cast<std::size_t>(task / parts);
+      // Tall ones are cut between their tiles.
+      const std::int64_t unit = views[matrix].tall() ? kTile : 1;
+      const std::int64_t units = (views[matrix].rows + unit - 1) / unit;
+      const std::int64_t first = units * (task % parts) / parts * unit;
+      const std::int64_t last = std::min(units * (task % parts + 1) / parts * unit, views[matrix].rows);
+      if (first < last) body(matrix, first, last - first);
     }
   });
 }

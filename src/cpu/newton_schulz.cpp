@@ -14,6 +14,7 @@
 #include <cmath>
 #include <utility>
 
+#include "cpu/blas.h"
 #include "cpu/matrix_kernels.h"
 
 namespace polaron::cpu {
@@ -24,27 +25,32 @@ constexpr std::int64_t kWide = 3;            // cols >= kWide * rows: runs of st
 constexpr std::int64_t kSymmetricMin = 128;  // below, a full sgemm is faster than ssyrk and a mirror pass
 constexpr std::int64_t kGrain = 1 << 16;
 
+constexpr std::int64_t kMirrorBlock = 32;
+
+// Columns [j0, j0 + kMirrorBlock) of rows [i0, i1) below the diagonal, copied to above it.
+void mirror_block(float* matrix, std::int64_t n, std::int64_t i0, std::int64_t i1, std::int64_t j0) {
+  const std::int64_t j1 = std::min(i1, j0 + kMirrorBlock);
+  for (std::int64_t j = j0; j < j1; ++j) {
+    const float* from = matrix + j;
+    float* to = matrix + j * n;
+    for (std::int64_t i = std::max(i0, j + 1); i < i1; ++i) to[i] = from[i * n];
+  }
+}
+
 // The upper triangle from the lower one.
 void mirror(float* matrix, std::int64_t n) {
-  constexpr std::int64_t kBlock = 32;
-  for_ranges((n + kBlock - 1) / kBlock, 16, [&](std::int64_t first, std::int64_t last) {
-    for (std::int64_t i0 = first * kBlock; i0 < std::min(n, last * kBlock); i0 += kBlock) {
-      for (std::int64_t j0 = 0; j0 <= i0; j0 += kBlock) {
-        for (std::int64_t j = j0; j < std::min(n, j0 + kBlock); ++j) {
-          for (std::int64_t i = std::max(i0, j + 1); i < std::min(n, i0 + kBlock); ++i) {
-            matrix[j * n + i] = matrix[i * n + j];
-          }
-        }
-      }
+  for_ranges((n + kMirrorBlock - 1) / kMirrorBlock, 16, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t block = first; block < last; ++block) {
+      const std::int64_t i0 = block * kMirrorBlock;
+      const std::int64_t i1 = std::min(n, i0 + kMirrorBlock);
+      for (std::int64_t j0 = 0; j0 <= i0; j0 += kMirrorBlock) mirror_block(matrix, n, i0, i1, j0);
     }
   });
 }
 
 // out = left * right, left [n, n], right [n, cols].
 void multiply(const float* left, const float* right, std::int64_t n, std::int64_t cols, float* out) {
-  const int size = static_cast<int>(n), width = static_cast<int>(cols);
-  cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, size, width, size, 1.0F, left, size, right, width, 0.0F, out,
-              width);
+  sgemm(false, false, n, cols, n, left, n, right, cols, 0.0F, out, cols);
 }
 
 // product [n, n] = a a^T for a [n, cols].

@@ -119,6 +119,7 @@ void Vocabulary::Tables::read_byte_pairs(const Reader& reader) {
   if (!list.is_array() || static_cast<std::int64_t>(list.size()) != size) {
     reader.fail("/tokens", fmt::format("must be an array of 'size' = {} entries", size));
   }
+  tokens.resize(list.size());
   std::unordered_map<std::string, std::int32_t> id_of;
   id_of.reserve(list.size());
   for (std::size_t id = 0; id < list.size(); ++id) {
@@ -196,12 +197,11 @@ Vocabulary Vocabulary::parse(std::string json, const std::string& source) {
   }
   if (kind == "bytes") {
     tables->kind = Kind::bytes;
-    if (tables->size < 256) reader.fail("/size", "must be at least 256 for a vocabulary of bytes");
+    reader.integer(reader.at("size"), "/size", 256, 65536);
     tables->tokens.resize(static_cast<std::size_t>(tables->size));
     for (int byte = 0; byte < 256; ++byte) tables->tokens[byte] = std::string(1, static_cast<char>(byte));
   } else if (kind == "byte_level_bpe") {
     tables->kind = Kind::byte_level_bpe;
-    tables->tokens.resize(static_cast<std::size_t>(tables->size));
     tables->read_byte_pairs(reader);
   } else if (kind != "opaque") {
     reader.fail("/kind", "must be 'bytes', 'byte_level_bpe' or 'opaque'");

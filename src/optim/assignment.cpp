@@ -6,25 +6,9 @@
 #include <cmath>
 #include <stdexcept>
 
-namespace polaron {
+#include "config/enum_names.h"
 
-const char* name_of(OptimizerKind kind) {
-  switch (kind) {
-    case OptimizerKind::adamw:
-      return "adamw";
-    case OptimizerKind::sgd:
-      return "sgd";
-    case OptimizerKind::muon:
-      return "muon";
-    case OptimizerKind::low_rank_muon:
-      return "low_rank_muon";
-    case OptimizerKind::msgd:
-      return "msgd";
-    case OptimizerKind::low_rank_msgd:
-      return "low_rank_msgd";
-  }
-  return "?";
-}
+namespace polaron {
 
 std::int64_t resolve_rank(const RankSpec& rank, std::int64_t width) {
   const double value = static_cast<double>(rank.numerator) / static_cast<double>(rank.denominator);
@@ -118,10 +102,7 @@ namespace {
 std::string settings_text(const OptimizerSettings& s, std::int64_t rank) {
   std::string text = fmt::format("{}", name_of(s.kind));
   if (rank > 0) {
-    const char* sketch = s.sketch == SketchKind::columns    ? "columns"
-                         : s.sketch == SketchKind::gaussian ? "gaussian"
-                                                            : "power";
-    text += fmt::format(", rank {} ({})", rank, sketch);
+    text += fmt::format(", rank {} ({})", rank, name_of(s.sketch));
   }
   text += fmt::format(", lr {:g}", s.lr);
   if (s.weight_decay > 0) text += fmt::format(", decay {:g}", s.weight_decay);

@@ -51,8 +51,6 @@ std::int64_t resolve_rank(const RankSpec& rank, std::int64_t width);
 // sqrt(max(rows, cols)) (Moonlight, arXiv 2502.16982), none 1.
 double step_scale(ScaleKind kind, std::int64_t rows, std::int64_t cols);
 
-const char* name_of(OptimizerKind kind);
-
 // The start-up table: one row a group of parameters with the same role and settings.
 struct AssignmentRow {
   std::string parameters;  // "matrix: q, k, v, out (768 x 768)"

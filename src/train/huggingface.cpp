@@ -5,9 +5,11 @@
 #include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <utility>
 
 #include "base/error.h"
+#include "config/enum_names.h"
 #include "io/json_file.h"
 
 namespace polaron {
@@ -121,22 +123,8 @@ std::vector<ExportedTensor> exported_tensors(const TransformerConfig& config, co
 
 namespace {
 
-const char* name_of_mlp(MlpKind kind) {
-  switch (kind) {
-    case MlpKind::gelu:
-      return "gelu";
-    case MlpKind::gelu_exact:
-      return "gelu_exact";
-    case MlpKind::swiglu:
-      return "swiglu";
-    case MlpKind::relu2:
-      return "relu2";
-  }
-  return "?";
-}
-
 json own_config(const TransformerConfig& c) {
-  return {{"preset", c.preset == ModelPreset::gpt2 ? "gpt2" : "llama"},
+  return {{"preset", name_of(c.preset)},
           {"layers", c.layers},
           {"width", c.width},
           {"heads", c.heads},
@@ -145,11 +133,11 @@ json own_config(const TransformerConfig& c) {
           {"mlp_hidden", c.mlp_hidden},
           {"vocabulary", c.vocabulary},
           {"context_length", c.context_length},
-          {"mlp", name_of_mlp(c.mlp)},
-          {"norm", c.norm == NormChoice::layernorm ? "layernorm" : "rmsnorm"},
+          {"mlp", name_of(c.mlp)},
+          {"norm", name_of(c.norm)},
           {"norm_affine", c.norm_affine},
           {"norm_eps", c.norm_eps},
-          {"positions", c.positions == Positions::learned ? "learned" : "rotary"},
+          {"positions", name_of(c.positions)},
           {"rotary_base", c.rotary_base},
           {"biases", c.biases},
           {"tied_embeddings", c.tied_embeddings},
@@ -162,9 +150,19 @@ json own_config(const TransformerConfig& c) {
           {"init_scale_residual", c.init_scale_residual}};
 }
 
+// The value of an enum that `key` names; an Error where there is no such value.
+template <class E>
+void read_enum(const json& j, const char* key, E& value) {
+  const auto name = j.at(key).get<std::string>();
+  const std::optional<E> found = value_of<E>(name);
+  if (!found)
+    throw Error(Exit::data, fmt::format("config.json: /polaron/{}: \"{}\" is not known to this version.", key, name));
+  value = *found;
+}
+
 TransformerConfig parse_own(const json& j) {
   TransformerConfig c;
-  c.preset = j.at("preset") == "llama" ? ModelPreset::llama : ModelPreset::gpt2;
+  read_enum(j, "preset", c.preset);
   j.at("layers").get_to(c.layers);
   j.at("width").get_to(c.width);
   j.at("heads").get_to(c.heads);
@@ -173,14 +171,11 @@ TransformerConfig parse_own(const json& j) {
   j.at("mlp_hidden").get_to(c.mlp_hidden);
   j.at("vocabulary").get_to(c.vocabulary);
   j.at("context_length").get_to(c.context_length);
-  const auto mlp = j.at("mlp").get<std::string>();
-  for (const MlpKind kind : {MlpKind::gelu, MlpKind::gelu_exact, MlpKind::swiglu, MlpKind::relu2}) {
-    if (mlp == name_of_mlp(kind)) c.mlp = kind;
-  }
-  c.norm = j.at("norm") == "rmsnorm" ? NormChoice::rmsnorm : NormChoice::layernorm;
+  read_enum(j, "mlp", c.mlp);
+  read_enum(j, "norm", c.norm);
   j.at("norm_affine").get_to(c.norm_affine);
   j.at("norm_eps").get_to(c.norm_eps);
-  c.positions = j.at("positions") == "rotary" ? Positions::rotary : Positions::learned;
+  read_enum(j, "positions", c.positions);
   j.at("rotary_base").get_to(c.rotary_base);
   j.at("biases").get_to(c.biases);
   j.at("tied_embeddings").get_to(c.tied_embeddings);

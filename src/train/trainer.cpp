@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "base/log.h"
+#include "config/enum_names.h"
 #include "io/atomic.h"
 #include "train/checkpoint.h"
 #include "train/evaluate.h"
@@ -167,7 +168,7 @@ void Trainer::describe() {
   record.threads = device.threads;
   record.processes = session_.communicator->size();
   record.precision = config.precision;
-  record.model = config.model.preset == ModelPreset::gpt2 ? "gpt2" : "llama";
+  record.model = name_of(config.model.preset);
   record.parameters = session_.table.elements();
   record.optimizer = name_of(config.optimizer.matrices.kind);
   record.seed = config.seed;
