@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Checks that take too long for every change:
+#   1. the test suite under AddressSanitizer and UndefinedBehaviorSanitizer
+#   2. libFuzzer on the config reader, shard headers and safetensors files, POLARON_FUZZ_SECONDS (default 300) each (clang)
+#   3. a portable build (no -march), and its tests
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/dependencies.sh
+# shellcheck disable=SC2086
+need_packages $build_packages libgtest-dev libgmock-dev clang libclang-rt-14-dev
+
+echo "== sanitizers"
+cmake --preset sanitize -G Ninja -Wno-dev >/dev/null
+cmake --build --preset sanitize
+ctest --preset sanitize -j "$(nproc)"
+
+echo "== fuzzing"
+cmake -S . -B build/fuzz -G Ninja -Wno-dev -DCMAKE_CXX_COMPILER=clang++ -DPOLARON_FUZZ=ON -DPOLARON_MARCH= \
+  -DPOLARON_FUZZ_SECONDS="${POLARON_FUZZ_SECONDS:-300}" >/dev/null
+cmake --build build/fuzz --target fuzzers
+ctest --test-dir build/fuzz -R '^fuzz_' --output-on-failure
+
+echo "== portable build"
+cmake --preset portable -G Ninja -Wno-dev >/dev/null
+cmake --build --preset portable
+ctest --test-dir build/portable --output-on-failure -j "$(nproc)"
