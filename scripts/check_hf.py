@@ -3,11 +3,11 @@
 
 A checkpoint that polaron wrote:
 
-    python scripts/check_hf.py --polaron build/polaron runs/x/checkpoints/latest --data 'data/x/val_*.bin' --tokens 8192
+    python scripts/check_hf.py --polaron build/polaron runs/x/checkpoints/latest --data 'data/x/validation_*.bin' --tokens 8192
 
 A model that transformers wrote (DIR must not exist; its vocabulary is as large as the data asks):
 
-    python scripts/check_hf.py --polaron build/polaron --write-model llama DIR --data 'data/x/val_*.bin' --tokens 8192
+    python scripts/check_hf.py --polaron build/polaron --write-model llama DIR --data 'data/x/validation_*.bin' --tokens 8192
 
 The checkpoint is loaded with AutoModelForCausalLM.from_pretrained in fp32, and the mean loss over the first N targets
 of the shards is computed in the windows of `polaron eval`: with the shards joined in the order of their names, window i

@@ -24,7 +24,7 @@ what comes out, and a run saves the effective configuration, complete, beside it
 ```jsonc
 {
   // Comments are allowed, // like this and /* like this */.
-  "data": {"train": "data/mine/train_*.bin", "validation": "data/mine/val_*.bin"},
+  "data": {"train": "data/mine/train_*.bin", "validation": "data/mine/validation_*.bin"},
   "model": {"preset": "gpt2", "layers": 6, "width": 384, "heads": 6, "context_length": 256},
   "training": {"steps": 2000, "batch": 32},
   "schedule": {"type": "wsd", "warmup_steps": 100},

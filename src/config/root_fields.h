@@ -42,7 +42,7 @@ void describe(V& v, Config& c) {
            .default_text = "empty"});
   v.group("data", c.data,
           {.intro = "Token shards, as the scripts in `data/` write them.",
-           .example = R"({"data": {"train": "data/mine/train_*.bin", "validation": "data/mine/val_*.bin"}})"});
+           .example = R"({"data": {"train": "data/mine/train_*.bin", "validation": "data/mine/validation_*.bin"}})"});
   v.group("model", c.model,
           {.intro = "The shape of the transformer. `layers`, `width` and `heads` must be given; `preset` decides the "
                     "architecture, and any part of it may be changed.",

@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -72,6 +72,12 @@ FileDigest write_model(const fs::path& file, Backend& backend, Stream& stream, c
     const auto t =
         std::find_if(tensors.begin(), tensors.end(), [&](const ExportedTensor& e) { return e.name == info.name; });
     const std::vector<float> values = download_tensor(backend, stream, model, *t);
+    if (!std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); })) {
+      throw Error(Exit::numerical,
+                  fmt::format("the weights {} are not finite: no checkpoint is made of them. Lower the "
+                              "learning rate.",
+                              info.name));
+    }
     writer.write(info.name, std::as_bytes(std::span(values)));
   }
   return writer.finish();
@@ -128,6 +134,32 @@ TrainerState read_trainer(const fs::path& file) {
   }
 }
 
+// The step-... folders in a folder of checkpoints, oldest first.
+std::vector<fs::path> step_folders(const fs::path& folder) {
+  std::vector<fs::path> steps;
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    if (entry.is_directory() && !entry.is_symlink() && entry.path().filename().string().starts_with("step-")) {
+      steps.push_back(entry.path());
+    }
+  }
+  // Numbers of more than eight digits are longer, not padded.
+  std::sort(steps.begin(), steps.end(), [](const fs::path& a, const fs::path& b) {
+    const std::string x = a.filename().string();
+    const std::string y = b.filename().string();
+    return x.size() != y.size() ? x.size() < y.size() : x < y;
+  });
+  return steps;
+}
+
+// Where `latest` points; the newest step where it is not there, say because the program was killed between making the
+// folder and pointing at it.
+std::optional<fs::path> newest_in(const fs::path& folder) {
+  if (fs::exists(folder / "latest")) return folder / "latest";
+  if (!fs::is_directory(folder)) return std::nullopt;
+  const std::vector<fs::path> steps = step_folders(folder);
+  return steps.empty() ? std::nullopt : std::optional(steps.back());
+}
+
 std::string read_text(const fs::path& file) {
   const json j = read_json_file(file);  // checks that it is JSON
   return j.dump();
@@ -159,10 +191,11 @@ void write_checkpoint(const fs::path& folder, Backend& backend, Stream& stream, 
 
 CheckpointReader::CheckpointReader(const fs::path& folder) : folder_(folder) {
   if (!fs::exists(folder_)) throw Error(Exit::data, fmt::format("{} does not exist.", folder_.string()));
-  for (const char* inside : {"checkpoints/latest", "latest"}) {
-    if (!fs::exists(folder_ / "config.json") || fs::exists(folder_ / "checkpoints")) {
-      if (fs::exists(folder_ / inside)) folder_ /= inside;
-    }
+  // A run directory has a config.json, too: the run's.
+  if (const auto newest = newest_in(folder_ / "checkpoints")) {
+    folder_ = *newest;
+  } else if (!fs::exists(folder_ / "config.json")) {
+    folder_ = newest_in(folder_).value_or(folder_);
   }
   if (!fs::exists(folder_ / "config.json") ||
       (!fs::exists(folder_ / "model.safetensors") && !fs::exists(folder_ / "model.safetensors.index.json"))) {
@@ -170,7 +203,13 @@ CheckpointReader::CheckpointReader(const fs::path& folder) : folder_(folder) {
                 fmt::format("{} is no checkpoint: it has no config.json with a model.safetensors beside it.",
                             folder_.string()));
   }
-  if (has_manifest(folder_)) verify_manifest(folder_);
+  if (has_manifest(folder_)) {
+    verify_manifest(folder_);
+  } else if (fs::exists(folder_ / "trainer.json")) {
+    throw Error(Exit::data, fmt::format("{} has no checksums.json, without which its files cannot be verified. Use "
+                                        "another copy of the folder or an earlier checkpoint.",
+                                        folder_.string()));
+  }
   model_ = read_huggingface_config(folder_ / "config.json");
   if (fs::exists(folder_ / "trainer.json")) state_ = read_trainer(folder_ / "trainer.json");
   if (fs::exists(folder_ / "vocabulary.json")) vocabulary_ = read_text(folder_ / "vocabulary.json");
@@ -208,6 +247,10 @@ void CheckpointReader::load_weights(Backend& backend, Stream& stream, const Mode
 
 void CheckpointReader::load_optimizer(Backend& backend, Stream& stream, std::span<const StateTensor> into) const {
   const SafetensorsReader file(folder_ / "optimizer.safetensors");
+  if (file.tensors().size() > into.size()) {
+    log::warn(
+        fmt::format("{} holds state that the config's optimizer does not use; it is dropped.", file.path().string()));
+  }
   for (const StateTensor& s : into) {
     const TensorInfo* info = file.find(s.name);
     const std::vector<std::int64_t> wanted = {s.tensor.rows, s.tensor.cols};
@@ -228,19 +271,13 @@ fs::path checkpoint_folder(const fs::path& run, std::int64_t step) {
   return run / "checkpoints" / fmt::format("step-{:08d}", step);
 }
 
-bool has_checkpoint(const fs::path& run) { return fs::exists(run / "checkpoints" / "latest"); }
+bool has_checkpoint(const fs::path& run) { return newest_in(run / "checkpoints").has_value(); }
 
 void finish_checkpoint(const fs::path& run, std::int64_t step, std::int64_t keep) {
   const fs::path folder = run / "checkpoints";
   point_symlink_atomically(folder / "latest", checkpoint_folder(run, step).filename());
   if (keep <= 0) return;
-  std::vector<fs::path> steps;
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
-    if (entry.is_directory() && !entry.is_symlink() && entry.path().filename().string().starts_with("step-")) {
-      steps.push_back(entry.path());
-    }
-  }
-  std::sort(steps.begin(), steps.end());
+  const std::vector<fs::path> steps = step_folders(folder);
   const fs::path newest = checkpoint_folder(run, step);
   for (std::size_t i = 0; i + static_cast<std::size_t>(keep) < steps.size(); ++i) {
     if (steps[i] == newest) continue;

@@ -37,8 +37,8 @@ struct ModelWeights {
 };
 
 // Writes a checkpoint folder that appears whole or not at all. `vocabulary` is the text of vocabulary.json or empty;
-// `separator` as in huggingface_config. Waits for the stream. Error(Exit::data) where it cannot be written: nothing is
-// left behind then.
+// `separator` as in huggingface_config. Waits for the stream. Error(Exit::data) where it cannot be written,
+// Error(Exit::numerical) where a weight is not finite: nothing is left behind then.
 void write_checkpoint(const std::filesystem::path& folder, Backend& backend, Stream& stream, const ModelWeights& model,
                       std::span<const StateTensor> optimizer, const TrainerState& state, const std::string& vocabulary,
                       std::int32_t separator);
@@ -46,8 +46,8 @@ void write_checkpoint(const std::filesystem::path& folder, Backend& backend, Str
 // A checkpoint of polaron's or a model folder of transformers', verified and open.
 class CheckpointReader {
  public:
-  // Follows `latest` where `folder` is a run directory or its checkpoints folder. Error(Exit::data) for what is
-  // missing, damaged or of a newer format version.
+  // Takes the newest checkpoint where `folder` is a run directory or its checkpoints folder. Error(Exit::data) for what
+  // is missing, damaged or of a newer format version.
   explicit CheckpointReader(const std::filesystem::path& folder);
 
   const std::filesystem::path& folder() const { return folder_; }

@@ -196,6 +196,12 @@ void refuse_unless(bool fine, const std::string& file, const char* setting) {
   }
 }
 
+// An integer that may be absent or null.
+std::int64_t integer_or(const json& j, const char* key, std::int64_t otherwise) {
+  const auto found = j.find(key);
+  return found != j.end() && found->is_number_integer() ? found->get<std::int64_t>() : otherwise;
+}
+
 TransformerConfig parse_gpt2(const json& j, const std::string& file) {
   TransformerConfig c;
   c.preset = ModelPreset::gpt2;
@@ -207,8 +213,7 @@ TransformerConfig parse_gpt2(const json& j, const std::string& file) {
   c.kv_heads = c.heads;
   refuse_unless(c.heads > 0 && c.width % c.heads == 0, file, "n_head");
   c.head_size = c.width / c.heads;
-  const json inner = j.value("n_inner", json());
-  c.mlp_hidden = inner.is_number_integer() ? inner.get<std::int64_t>() : 4 * c.width;
+  c.mlp_hidden = integer_or(j, "n_inner", 4 * c.width);
   const std::string activation = j.value("activation_function", "gelu_new");
   refuse_unless(activation == "gelu_new" || activation == "gelu" || activation == "gelu_pytorch_tanh", file,
                 "activation_function");
@@ -229,24 +234,20 @@ TransformerConfig parse_llama(const json& j, const std::string& file) {
   j.at("intermediate_size").get_to(c.mlp_hidden);
   j.at("vocab_size").get_to(c.vocabulary);
   c.context_length = j.value("max_position_embeddings", std::int64_t{2048});
-  const auto integer_or = [&](const char* key, std::int64_t otherwise) {
-    const json value = j.value(key, json());
-    return value.is_number_integer() ? value.get<std::int64_t>() : otherwise;
-  };
-  c.kv_heads = integer_or("num_key_value_heads", c.heads);
+  c.kv_heads = integer_or(j, "num_key_value_heads", c.heads);
   refuse_unless(c.heads > 0 && c.kv_heads > 0 && c.heads % c.kv_heads == 0, file, "num_key_value_heads");
-  c.head_size = integer_or("head_dim", c.width / c.heads);
+  c.head_size = integer_or(j, "head_dim", c.width / c.heads);
   c.mlp = MlpKind::swiglu;
   refuse_unless(j.value("hidden_act", "silu") == "silu", file, "hidden_act");
   c.norm = NormChoice::rmsnorm;
   c.norm_eps = j.value("rms_norm_eps", 1e-6);
   c.positions = Positions::rotary;
   // transformers 5 keeps the rotary settings in one object, earlier versions beside the others.
-  const json rope = j.contains("rope_parameters") ? j.at("rope_parameters") : j.value("rope_scaling", json());
   c.rotary_base = j.value("rope_theta", 10000.0);
-  if (rope.is_object()) {
-    c.rotary_base = rope.value("rope_theta", c.rotary_base);
-    const std::string type = rope.value("rope_type", rope.value("type", "default"));
+  const auto rope = j.contains("rope_parameters") ? j.find("rope_parameters") : j.find("rope_scaling");
+  if (rope != j.end() && rope->is_object()) {
+    c.rotary_base = rope->value("rope_theta", c.rotary_base);
+    const std::string type = rope->value("rope_type", rope->value("type", "default"));
     refuse_unless(type == "default", file, "rope_scaling");
   }
   const bool attention_bias = j.value("attention_bias", false);
@@ -269,6 +270,20 @@ void check_sizes(const TransformerConfig& c, const std::string& file) {
 }
 
 }  // namespace
+
+std::vector<ArchitectureDifference> architecture_differences(const TransformerConfig& there,
+                                                             const TransformerConfig& here) {
+  std::vector<ArchitectureDifference> result;
+  const json ours = own_config(here);
+  for (const auto& [key, value] : own_config(there).items()) {
+    // How a model was drawn and which tokens see each other in training say nothing about its weights.
+    if (key == "preset" || key == "init_std" || key == "init_scale_residual" || key == "document_mask") continue;
+    if (value != ours.at(key)) {
+      result.push_back({key, fmt::format("{} is {} there and {} here", key, value.dump(), ours.at(key).dump())});
+    }
+  }
+  return result;
+}
 
 std::string huggingface_config(const TransformerConfig& c, std::int32_t separator) {
   json j;

@@ -37,4 +37,13 @@ std::string huggingface_config(const TransformerConfig& config, std::int32_t sep
 // and the setting that this program cannot represent.
 TransformerConfig read_huggingface_config(const std::filesystem::path& file);
 
+// Where two models differ in what their weights mean (sizes and functions, not how they were drawn), in words: "heads
+// is 4 there and 8 here". Empty: the weights of one do for the other.
+struct ArchitectureDifference {
+  std::string key;   // of the config's "model"
+  std::string text;  // "heads is 4 there and 8 here"
+};
+std::vector<ArchitectureDifference> architecture_differences(const TransformerConfig& there,
+                                                             const TransformerConfig& here);
+
 }  // namespace polaron

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "data/shard.h"
+#include "train/huggingface.h"
 
 namespace polaron {
 
@@ -88,6 +89,31 @@ ValidationOptions validation_options(const Config& config, const Communicator& c
   return options;
 }
 
+// What may change between the run that made the weights and the one that starts from them: the tensors keep their
+// meaning, and only the values that the model computes differ.
+bool may_change(const std::string& key, const TransformerConfig& model) {
+  if (key == "context_length") return model.positions == Positions::rotary;
+  return key == "norm_eps" || key == "rotary_base" || key == "attention_scale" || key == "attention_window" ||
+         key == "logit_softcap";
+}
+
+void check_architecture(const CheckpointReader& source, const TransformerConfig& model) {
+  std::string refused;
+  std::string changed;
+  for (const auto& [key, text] : architecture_differences(source.model(), model)) {
+    std::string& list = may_change(key, model) ? changed : refused;
+    list += (list.empty() ? "" : ", ") + text;
+  }
+  if (!refused.empty()) {
+    throw Error(Exit::data, fmt::format("init_from: {} holds a model of another architecture than the config's: {}.",
+                                        source.folder().string(), refused));
+  }
+  if (!changed.empty()) {
+    log::warn(fmt::format("init_from: {} was made with other settings than the config's: {}.", source.folder().string(),
+                          changed));
+  }
+}
+
 }  // namespace
 
 Session::Session(Config given, bool initialize)
@@ -120,7 +146,9 @@ Session::Session(Config given, bool initialize)
       backend.device().upload(*stream, weights.data(), host.data(), bytes);
       stream->synchronize();
     } else {
-      CheckpointReader(config.init_from).load_weights(backend, *stream, weights_view());
+      const CheckpointReader source(config.init_from);
+      check_architecture(source, config.model);
+      source.load_weights(backend, *stream, weights_view());
     }
   }
   optimizer.emplace(std::move(assignment), table, backend, config.seed, weights.as<float>(), gradients.as<float>());

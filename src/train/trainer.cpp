@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <memory>
 
 #include "base/log.h"
@@ -12,6 +13,7 @@
 #include "train/checkpoint.h"
 #include "train/evaluate.h"
 #include "train/generate.h"
+#include "train/huggingface.h"
 #include "train/metrics.h"
 #include "train/report.h"
 #include "train/session.h"
@@ -29,13 +31,16 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 constexpr const char* kMfuConvention = "6N+6LCT";
 
-// Two models are the same architecture when their weights mean the same; how they were drawn does not matter.
-bool same_architecture(TransformerConfig a, TransformerConfig b) {
-  a.preset = b.preset;
-  a.init_std = b.init_std;
-  a.init_scale_residual = b.init_scale_residual;
-  a.document_mask = b.document_mask;
-  return a == b;
+bool holds_run(const fs::path& run) { return fs::exists(run / "metrics.jsonl") || has_checkpoint(run); }
+
+bool is_inside(const fs::path& path, const fs::path& folder) {
+  const fs::path relative = fs::weakly_canonical(path).lexically_relative(fs::weakly_canonical(folder));
+  return !relative.empty() && *relative.begin() != "..";
+}
+
+// The sign of a NaN means nothing, but it is printed.
+double without_sign_of_nan(double value) {
+  return std::isnan(value) ? std::numeric_limits<double>::quiet_NaN() : value;
 }
 
 class Trainer {
@@ -64,6 +69,7 @@ class Trainer {
 
  private:
   static std::optional<CheckpointReader> open_checkpoint(const Config& config, const TrainOptions& options);
+  Exit loop();
   void resume();
   void open_run();
   void describe();
@@ -75,6 +81,8 @@ class Trainer {
   void sample();
   void checkpoint();
   Exit end(const std::string& reason, Exit code);
+  [[noreturn]] void stop_not_finite(const std::string& what, const std::string& details);
+  std::string newest_checkpoint() const;
   std::int64_t tokens_per_step() const {
     return session_.config.training.batch * session_.config.training.sequence_length;
   }
@@ -96,34 +104,49 @@ class Trainer {
   std::int64_t saved_ = -1;      // step of the newest checkpoint
   std::int64_t evaluated_ = -1;  // step of the last validation
   std::optional<Evaluation> last_evaluation_;
+  bool ended_ = false;  // the log has its last line
   Clock::time_point last_report_;
 };
 
 std::optional<CheckpointReader> Trainer::open_checkpoint(const Config& config, const TrainOptions& options) {
   const fs::path run(config.output);
+  const bool resumable = has_checkpoint(run);
+  const bool taken = holds_run(run);
   if (!options.resume) {
-    if (fs::exists(run / "metrics.jsonl") || has_checkpoint(run)) {
-      throw Error(Exit::usage,
-                  fmt::format("{} already holds a run. Go on with it by --resume, or choose another directory by "
-                              "--set output=DIR.",
-                              run.string()));
+    if (taken) {
+      throw Error(
+          Exit::usage,
+          fmt::format(
+              "{} already holds a run. {}, or choose another directory by --set output=DIR.", run.string(),
+              resumable ? "Go on with it by --resume" : "It has no checkpoint to go on from: remove it to start anew"));
     }
     return std::nullopt;
   }
-  const fs::path from = options.resume->empty() ? run : *options.resume;
-  if (options.resume->empty() && !has_checkpoint(run)) {
-    throw Error(Exit::data,
-                fmt::format("{} has no checkpoint to resume from; leave out --resume to start the run.", run.string()));
+  if (options.resume->empty()) {
+    if (!resumable) {
+      throw Error(Exit::data, fmt::format("{} has no checkpoint to resume from; {}leave out --resume to start the run.",
+                                          run.string(), taken ? "remove the directory and " : ""));
+    }
+    return CheckpointReader(run);
   }
-  return CheckpointReader(from);
+  CheckpointReader reader(*options.resume);
+  if (taken && !is_inside(reader.folder(), run)) {
+    throw Error(Exit::usage, fmt::format("{} already holds another run than {}. Choose another directory by --set "
+                                         "output=DIR.",
+                                         run.string(), reader.folder().string()));
+  }
+  return reader;
 }
 
 void Trainer::resume() {
   const TrainerState& state = checkpoint_->state();
-  if (!same_architecture(checkpoint_->model(), session_.config.model)) {
-    throw Error(Exit::data,
-                fmt::format("{} holds a model of another architecture than the config's; compare its config.json.",
-                            checkpoint_->folder().string()));
+  std::string differences;
+  for (const ArchitectureDifference& each : architecture_differences(checkpoint_->model(), session_.config.model)) {
+    differences += (differences.empty() ? "" : ", ") + each.text;
+  }
+  if (!differences.empty()) {
+    throw Error(Exit::data, fmt::format("{} holds a model of another architecture than the config's: {}.",
+                                        checkpoint_->folder().string(), differences));
   }
   checkpoint_->load_weights(session_.backend, *session_.stream, session_.weights_view());
   checkpoint_->load_optimizer(session_.backend, *session_.stream, session_.optimizer->state());
@@ -186,13 +209,32 @@ bool Trainer::stopping() const {
 }
 
 Exit Trainer::run() {
+  try {
+    return loop();
+  } catch (const Error& problem) {
+    try {
+      if (!ended_) end(problem.what(), problem.code());
+    } catch (const Error&) {  // the log may be what failed
+    }
+    throw;
+  }
+}
+
+Exit Trainer::loop() {
   describe();
   const Config& config = session_.config;
   console_.begin(done_, config.training.steps);
   if (done_ == 0 && session_.validation) validate();
   last_report_ = Clock::now();
   while (done_ < config.training.steps) {
-    const bool queued = !stopping() && steps_.queue(*loader_, done_, spikes_.limit(), [&] { return stopping(); });
+    bool queued = false;
+    try {
+      queued = !stopping() && steps_.queue(*loader_, done_, spikes_.limit(), [&] { return stopping(); });
+    } catch (const Error&) {  // of the data: what was learned so far is kept
+      collect(true);
+      if (saved_ != done_ && done_ > 0) checkpoint();
+      throw;
+    }
     if (!queued) {
       collect(true);
       if (saved_ != done_) checkpoint();
@@ -215,15 +257,14 @@ void Trainer::collect(bool wait) {
 
 void Trainer::report(const StepOutcome& outcome) {
   const Config& config = session_.config;
-  const bool finite = std::isfinite(outcome.loss) && std::isfinite(outcome.gradient_norm);
   const double seconds = seconds_since(last_report_);
   last_report_ = Clock::now();
   StepMetrics m;
   m.step = outcome.step + 1;
   m.tokens = m.step * tokens_per_step();
-  m.loss = outcome.loss;
+  m.loss = without_sign_of_nan(outcome.loss);
   m.lr = config.optimizer.matrices.lr * outcome.lr_factor;
-  m.grad_norm = outcome.gradient_norm;
+  m.grad_norm = without_sign_of_nan(outcome.gradient_norm);
   m.clipped = config.training.gradient_clip > 0 && outcome.gradient_norm > config.training.gradient_clip;
   m.skipped = !outcome.applied;
   m.ms = seconds * 1e3;
@@ -236,17 +277,10 @@ void Trainer::report(const StepOutcome& outcome) {
   m.memory = resident_bytes();
   metrics_->write(m);
   console_.step(m);
-  if (!finite) {
-    const std::string what = std::isfinite(outcome.loss) ? "gradient norm" : "loss";
-    const std::string reason = fmt::format("the {} is not finite at step {}", what, m.step);
-    end(reason, Exit::numerical);
-    const std::string remedy =
-        saved_ > 0 ? fmt::format("The newest checkpoint is {}.", checkpoint_folder(run_, saved_).string())
-                   : std::string("There is no checkpoint yet.");
-    throw Error(Exit::numerical,
-                fmt::format("{} (loss {}, gradient norm {}); weights were left as they were before it. {} Lower the "
-                            "learning rate, lengthen schedule.warmup_steps or lower training.gradient_clip.",
-                            reason, outcome.loss, outcome.gradient_norm, remedy));
+  if (!std::isfinite(m.loss) || !std::isfinite(m.grad_norm)) {
+    stop_not_finite(
+        fmt::format("the {} is not finite at step {}", std::isfinite(m.loss) ? "gradient norm" : "loss", m.step),
+        fmt::format(" (loss {}, gradient norm {}), whose update was not made", m.loss, m.grad_norm));
   }
   if (outcome.applied) {
     spikes_.add(outcome.loss);
@@ -254,6 +288,18 @@ void Trainer::report(const StepOutcome& outcome) {
     console_.warn(fmt::format("step {}: loss {:.4f} is a spike; its update was skipped (training.skip_loss_spikes).",
                               m.step, outcome.loss));
   }
+}
+
+void Trainer::stop_not_finite(const std::string& what, const std::string& details) {
+  end(what, Exit::numerical);
+  throw Error(Exit::numerical, fmt::format("{}{}. {} Lower the learning rate, lengthen schedule.warmup_steps or lower "
+                                           "training.gradient_clip.",
+                                           what, details, newest_checkpoint()));
+}
+
+std::string Trainer::newest_checkpoint() const {
+  return saved_ >= 0 ? fmt::format("The newest checkpoint is {}.", checkpoint_folder(run_, saved_).string())
+                     : "There is no checkpoint yet.";
 }
 
 // What is due after the step that has just been queued. Everything that follows first learns how the step went.
@@ -287,6 +333,8 @@ void Trainer::validate() {
   record.ms = result.seconds * 1e3;
   metrics_->write(record);
   console_.validation(record);
+  if (!std::isfinite(result.loss))
+    stop_not_finite(fmt::format("the validation loss is not finite at step {}", done_), "");
 }
 
 void Trainer::sample() {
@@ -324,9 +372,14 @@ void Trainer::checkpoint() {
   state.config = to_json(session_.config);
   metrics_->sync();
   const fs::path folder = checkpoint_folder(run_, done_);
-  write_checkpoint(folder, session_.backend, *session_.stream, session_.weights_view(), session_.optimizer->state(),
-                   state, session_.vocabulary ? session_.vocabulary->json() : "", session_.separator());
-  finish_checkpoint(run_, done_, session_.config.checkpoint.keep);
+  try {
+    write_checkpoint(folder, session_.backend, *session_.stream, session_.weights_view(), session_.optimizer->state(),
+                     state, session_.vocabulary ? session_.vocabulary->json() : "", session_.separator());
+    finish_checkpoint(run_, done_, session_.config.checkpoint.keep);
+  } catch (const Error& problem) {
+    throw Error(problem.code(), fmt::format("{} Training stops at step {} without a checkpoint of it. {}",
+                                            problem.what(), done_, newest_checkpoint()));
+  }
   saved_ = done_;
   CheckpointRecord record;
   record.step = done_;
@@ -351,6 +404,7 @@ Exit Trainer::end(const std::string& reason, Exit code) {
     record.val_loss = last_evaluation_->loss;
     record.perplexity = last_evaluation_->perplexity;
   }
+  ended_ = true;
   metrics_->write(record);
   console_.end();
   if (code == Exit::interrupted) {
