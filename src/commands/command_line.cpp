@@ -1,16 +1,45 @@
 // The only file that includes CLI11.
+#include <signal.h>
+
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
 #include <exception>
+#include <filesystem>
 #include <functional>
 #include <iostream>
 
 #include "base/log.h"
 #include "commands/commands.h"
+#include "config/words.h"
 
 namespace polaron {
 namespace {
 
 using Action = std::function<Exit()>;
+
+// CLI11's own checks of ranges print all 309 digits of the largest double.
+CLI::Validator at_least(std::int64_t least) {
+  return CLI::Validator(
+      [least](const std::string& text) -> std::string {
+        char* end = nullptr;
+        const double value = std::strtod(text.c_str(), &end);
+        const bool fine = !text.empty() && *end == '\0' && value >= static_cast<double>(least);
+        return fine ? "" : "'" + text + "' is not a number of at least " + std::to_string(least);
+      },
+      "");
+}
+
+// A JSON string, so that --set does not take a path for a number.
+std::string quoted(const std::string& text) {
+  std::string result = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') result += '\\';
+    result += c;
+  }
+  return result + '"';
+}
 
 void add_overrides(CLI::App& app, std::vector<std::string>& overrides) {
   app.add_option("--set", overrides,
@@ -25,9 +54,7 @@ void add_device(CLI::App& app, std::string& device, int& threads) {
   app.add_option("--device", device, "Where to compute: auto takes a GPU when there is one")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
-  app.add_option("--threads", threads, "CPU threads; 0 is one a core")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+  app.add_option("--threads", threads, "CPU threads; 0 is one a core")->check(at_least(0))->capture_default_str();
 }
 
 // The device is part of a run's config: the two flags are short for --set.
@@ -39,7 +66,7 @@ void add_device_overrides(CLI::App& app, std::vector<std::string>& overrides) {
   app.add_option_function<int>(
          "--threads", [&overrides](int value) { overrides.push_back("threads=" + std::to_string(value)); },
          "CPU threads; 0 is one a core (short for --set threads=...)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(at_least(0));
 }
 
 void add_train(CLI::App& app, TrainCommand& command, Action& action) {
@@ -56,7 +83,7 @@ void add_train(CLI::App& app, TrainCommand& command, Action& action) {
   train
       .add_option_function<std::string>(
           "--init-from",
-          [&command](const std::string& value) { command.overrides.push_back("init_from=\"" + value + "\""); },
+          [&command](const std::string& value) { command.overrides.push_back("init_from=" + quoted(value)); },
           "Start a new run from the weights of a polaron or Hugging Face checkpoint (GPT-2 or LLaMA), with a fresh "
           "optimizer")
       ->type_name("DIR");
@@ -88,13 +115,13 @@ void add_eval(CLI::App& app, EvalCommand& command, Action& action) {
       ->type_name("CHECKPOINT");
   eval.add_option("--data", command.data, "Glob of token shards")->required()->type_name("GLOB");
   eval.add_option("--tokens", command.tokens, "Evaluate exactly so many targets; 0 is all")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   eval.add_option("--sequence-length", command.sequence_length, "Tokens a window; 0 is what the model was trained with")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   eval.add_option("--micro-batch", command.micro_batch, "Windows at a time: more is faster and takes more memory")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   eval.add_flag("--json", command.json, "Print one JSON object instead of a sentence");
   add_device(eval, command.device, command.threads);
@@ -116,13 +143,13 @@ void add_generate(CLI::App& app, GenerateCommand& command, Action& action) {
       ->type_name("ID,...")
       ->excludes(prompt);
   generate.add_option("--tokens", command.tokens, "How many tokens to generate")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   generate.add_option("--temperature", command.temperature, "0 takes the likeliest token every time")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   generate.add_option("--top-k", command.top_k, "Choose among so many likeliest tokens; 0 is all")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   generate.add_option("--seed", command.seed, "The same seed gives the same text")->capture_default_str();
   add_device(generate, command.device, command.threads);
@@ -136,7 +163,7 @@ void add_plan(CLI::App& app, PlanCommand& command, Action& action) {
   plan.add_option("config", command.config, "The run's config")->required()->type_name("CONFIG");
   add_overrides(plan, command.overrides);
   plan.add_option("--processes", command.processes, "Plan for so many data-parallel processes")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   plan.footer("Example:\n  polaron plan configs/llama-1b.json --set training.micro_batch=2 --processes 8");
   plan.callback([&command, &action] { action = [&command] { return run_plan(command); }; });
@@ -148,7 +175,7 @@ void add_bench(CLI::App& app, BenchCommand& command, Action& action) {
   const auto add = [&](const char* name, const char* what, Exit (*run)(const BenchCommand&)) -> CLI::App& {
     CLI::App& sub = *bench.add_subcommand(name, what);
     sub.add_option("--repeats", command.repeats, "Timed repetitions; the median counts")
-        ->check(CLI::PositiveNumber)
+        ->check(at_least(1))
         ->capture_default_str();
     sub.add_option("--json", command.json, "Also write the results to this file")->type_name("FILE");
     sub.callback([&command, &action, run] { action = [&command, run] { return run(command); }; });
@@ -157,10 +184,10 @@ void add_bench(CLI::App& app, BenchCommand& command, Action& action) {
   CLI::App& orthogonalize =
       add("orthogonalize", "Error and time of the orthogonalizers against rank", run_bench_orthogonalize);
   orthogonalize.add_option("--size", command.size, "Rows of the test matrices")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least(1))
       ->capture_default_str();
   orthogonalize.add_option("--columns", command.columns, "Columns; 0 is square")
-      ->check(CLI::NonNegativeNumber)
+      ->check(at_least(0))
       ->capture_default_str();
   add_device(orthogonalize, command.device, command.threads);
   for (CLI::App* sub :
@@ -195,6 +222,9 @@ void add_config(CLI::App& app, ConfigCommand& command, Action& action) {
 }  // namespace
 
 int run_command_line(int argc, const char* const* argv) {
+  // A limit on file sizes (ulimit -f) is to be an error of the write, which says what is missing, not a death by
+  // signal.
+  ::signal(SIGXFSZ, SIG_IGN);
   CLI::App app(
       "polaron pretrains GPT-2 and LLaMA models with AdamW, Muon, low-rank Muon and low-rank MSGD.\n"
       "Start with: polaron train configs/quickstart.json",
@@ -220,6 +250,17 @@ int run_command_line(int argc, const char* const* argv) {
   add_plan(app, plan, action);
   add_bench(app, bench, action);
   add_config(app, config, action);
+  if (argc > 1 && argv[1][0] != '-') {
+    std::vector<std::string> names;
+    for (const CLI::App* known : app.get_subcommands([](const CLI::App*) { return true; })) {
+      names.push_back(known->get_name());
+    }
+    if (std::find(names.begin(), names.end(), argv[1]) == names.end()) {
+      std::cerr << "There is no command '" << argv[1] << "'; the commands are " << quoted_list(names)
+                << ".\nRun with --help for more information.\n";
+      return static_cast<int>(Exit::usage);
+    }
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& problem) {
@@ -235,6 +276,10 @@ int run_command_line(int argc, const char* const* argv) {
   } catch (const std::bad_alloc&) {
     log::error("out of memory.");
     return static_cast<int>(Exit::device);
+  } catch (const std::filesystem::filesystem_error& problem) {
+    log::error("cannot reach '" + problem.path1().string() + "': " + problem.code().message() +
+               ". Check the path and its permissions.");
+    return static_cast<int>(Exit::data);
   } catch (const std::exception& problem) {
     log::error(std::string("this is a bug in polaron: ") + problem.what());
     return 1;

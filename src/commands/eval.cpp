@@ -32,10 +32,12 @@ Exit run_eval(const EvalCommand& command) {
   if (!checkpoint.vocabulary().empty()) {
     options.separator_token = Vocabulary::parse(checkpoint.vocabulary(), "vocabulary.json").separator_token();
   }
+  // No more windows at a time than there are.
+  const std::int64_t tokens = ValidationReader(options).tokens();
+  options.micro_batch = std::min(command.micro_batch, (tokens + length - 1) / length);
   ValidationReader reader(options);
-  options.micro_batch = std::min(command.micro_batch, (reader.tokens() + length - 1) / length);
 
-  InferenceModel model(checkpoint, command.device, command.threads, command.micro_batch, length);
+  InferenceModel model(checkpoint, command.device, command.threads, options.micro_batch, length);
   const auto communicator = make_single_process_communicator();
   const Evaluation result =
       evaluate(model.transformer(), model.backend(), model.stream(), *communicator, model.uploader(), reader);

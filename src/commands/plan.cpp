@@ -4,15 +4,42 @@
 
 #include "base/error.h"
 #include "commands/commands.h"
+#include "data/shard.h"
 #include "train/backend_factory.h"
 #include "train/report.h"
 #include "train/session.h"
 
 namespace polaron {
 
+namespace {
+
+constexpr std::int64_t kBytesVocabulary = 257;  // 256 bytes and a separator, as data/prepare_text.py makes it
+
+bool any_file_matches(const std::string& pattern) {
+  try {
+    return !expand_pattern(pattern).empty();
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+}  // namespace
+
 Exit run_plan(const PlanCommand& command) {
   Config config = load_config(command.config, command.overrides);
-  if (config.model.vocabulary == 0) resolve_vocabulary(config, find_vocabulary(config.data));
+  std::string assumed;
+  if (config.model.vocabulary == 0) {
+    // A plan is also of use before there is any data.
+    if (config.data.vocabulary.empty() && !any_file_matches(config.data.train)) {
+      config.model.vocabulary = kBytesVocabulary;
+      assumed = fmt::format(
+          "There is no file '{}' yet: planned with a vocabulary of {} (bytes). Give the size of yours "
+          "by --set model.vocabulary=N.",
+          config.data.train, kBytesVocabulary);
+    } else {
+      resolve_vocabulary(config, find_vocabulary(config.data));
+    }
+  }
   const ParameterTable table(config.model);
   const Assignment assignment = assign_optimizers(config.optimizer, config.model, table);
   const ChosenBackend chosen = make_backend(config.device, static_cast<int>(config.threads));
@@ -23,6 +50,7 @@ Exit run_plan(const PlanCommand& command) {
   console.table(optimizer_table(assignment, table));
   const std::string note = full_rank_note(assignment);
   if (!note.empty()) console.line(note);
+  if (!assumed.empty()) console.line(assumed);
 
   Table roles;
   roles.title = "parameters by role";

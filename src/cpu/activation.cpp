@@ -18,7 +18,7 @@ struct Sigmoid {
   float value, e;
 };
 inline Sigmoid sigmoid_exp2(float t) {
-  const float e = simd_exp2(t);
+  const float e = simd_exp2(t > 100.0F ? 100.0F : t);
   return {t > 100.0F ? 0.0F : 1.0F / (1.0F + e), e};
 }
 

@@ -22,7 +22,7 @@ constexpr int64_t kQueryBlock = kPanels * kTileCols;
 constexpr int64_t kKeyBlock = 128;
 
 constexpr float kLog2E = 1.44269504F;
-constexpr double kLn2 = 0.69314718055994531;
+constexpr float kLn2 = 0.693147181F;
 // Below every score, and finite, so that the difference of two maxima is never NaN.
 constexpr float kNoScore = -1e30F;
 
@@ -159,19 +159,16 @@ void forward_block(const AttentionInput& in, int64_t b, int64_t h, int64_t t0, i
     const int64_t t = t0 + p * kTileCols;
     float *total = scratch.total + p * kTileCols, *sums = scratch.panel_sums(p);
     for (int lane = 0; lane < kTileCols; lane += kLanes) {
-      const Vec inverse = 1.0F / load_vec(total + lane);
+      const Vec weight = load_vec(total + lane), inverse = 1.0F / weight;
       for (int64_t d = 0; d < size; ++d) {
         float* const at = sums + d * kTileCols + lane;
         store_vec(at, load_vec(at) * inverse);
       }
+      store_vec(total + lane, (load_vec(scratch.max + p * kTileCols + lane) + simd_log2(weight)) * kLn2);
     }
     transpose_scaled(sums, kTileCols, size, width(p), 1.0F, out + in.row(b, t) * out_stride + in.q_column(h),
                      out_stride);
-    float* row_lse = lse + (b * in.shape.heads + h) * in.shape.sequence_length + t;
-    for (int64_t lane = 0; lane < width(p); ++lane) {
-      const double largest = static_cast<double>(scratch.max[p * kTileCols + lane]);
-      row_lse[lane] = static_cast<float>(largest * kLn2 + std::log(static_cast<double>(total[lane])));
-    }
+    std::copy_n(total, width(p), lse + (b * in.shape.heads + h) * in.shape.sequence_length + t);
   }
 }
 

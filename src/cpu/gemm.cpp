@@ -90,7 +90,7 @@ GemmPart part_at(const GemmArgs& args, const GemmCut& cut, int64_t index) {
 }
 
 GemmEngine default_gemm_engine() {
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
   return GemmEngine::tiles;
 #else
   return GemmEngine::blas;

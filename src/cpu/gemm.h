@@ -36,14 +36,16 @@ struct GemmBlock {
   float* second = nullptr;  // with `halves`: columns [n/2 + col, n/2 + col + cols)
 };
 
+class Ahead;  // gemm_tile.h
+
 class GemmEpilogue {
  public:
   virtual ~GemmEpilogue() = default;
   // Called once for each piece, from any thread, in any order.
   virtual void apply(const GemmBlock& block) const = 0;
-  // The piece that comes next: a hint to bring what apply() will read into cache.
-  virtual void prefetch(std::int64_t /*row*/, std::int64_t /*rows*/, std::int64_t /*col*/,
-                        std::int64_t /*cols*/) const {}
+  // Adds the memory that apply() will touch besides the block itself.
+  virtual void ahead(std::int64_t /*row*/, std::int64_t /*rows*/, std::int64_t /*col*/, std::int64_t /*cols*/,
+                     Ahead& /*ahead*/) const {}
 };
 
 enum class GemmEngine : std::uint8_t {

@@ -60,7 +60,8 @@ class TileRun {
   std::int64_t groups_of(const GemmPart& part) const;
   std::int64_t rounds_of(const GemmPart& part) const;
   // A slice of what a step needs packed into buffer 0 or 1.
-  void pack(const GemmPart& part, const Step& step, std::int64_t slice, std::int64_t slices, float* to) const;
+  void pack(const GemmPart& part, const Step& step, std::int64_t slice, std::int64_t slices, float* to,
+            float* partial_sums) const;
   Region region(const Step& step, std::int64_t slice, std::int64_t slices) const;
   Region next_rows(const Step& step, std::int64_t tile, std::int64_t j) const;
   void run_tile(const Step& step, std::int64_t tile, std::int64_t j, const float* strips, const float* panels,
@@ -69,9 +70,11 @@ class TileRun {
   const GemmArgs& args_;
   const GemmEpilogue* epilogue_;
   std::int64_t passes_, depth_, chunk_;  // passes over C, depth of one, panels of B that are packed at a time
+  bool cached_;                          // A stays in cache while a thread walks over the panels
   bool keep_partial_;                    // sums between passes are kept in scratch
-  // Offsets into scratch: what is packed in turns into two buffers, what is packed at once, a tile, partial sums.
-  std::size_t turns_[2], panels_, tile_, partial_, floats_;
+  // Offsets into scratch: what is packed in turns into two buffers, what is packed at once, sums of A, a tile, partial
+  // products.
+  std::size_t turns_[2], panels_, sums_, tile_, partial_, floats_;
 };
 
 }  // namespace polaron::cpu

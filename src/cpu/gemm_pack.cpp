@@ -10,31 +10,35 @@ using std::int64_t;
 constexpr int64_t kLineFloats = 16;
 constexpr int64_t kSumSteps = 16;
 
-// Columns [0, rows) of a transposed A: [depth, rows] at stride kStripStride; sums (may be null) += their sums. `wide`:
-// whole vectors can be read from every row.
+// Columns [0, rows) of a transposed A: [depth, rows] at stride kStripStride; sums [kStripStride] (Sums) += their sums.
+template <bool Sums>
 void pack_strip(const float* from, int64_t stride, int64_t rows, bool wide, int64_t depth, float* to, float* sums) {
-  alignas(64) float sum[kStripStride] = {};
-  if (wide) {
-    Vec total[kStripStride / kLanes] = {};
+  constexpr int64_t kVecs = kStripStride / kLanes;
+  if (wide) {  // whole vectors can be read from every row
+    Vec total[kVecs] = {};
     for (int64_t p = 0; p < depth; ++p, from += stride, to += kStripStride) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kStripStride / kLanes; ++v) {
+      for (int64_t v = 0; v < kVecs; ++v) {
         const Vec row = load_vec(from + v * kLanes);
         store_vec(to + v * kLanes, row);
-        total[v] += row;
+        if constexpr (Sums) total[v] += row;
       }
     }
-    for (int v = 0; v < kStripStride / kLanes; ++v) store_vec(sum + v * kLanes, total[v]);
-  } else {
-    for (int64_t p = 0; p < depth; ++p, from += stride, to += kStripStride) {
-      for (int64_t i = 0; i < rows; ++i) {
-        to[i] = from[i];
-        sum[i] += from[i];
-      }
+    if constexpr (Sums) {
+      for (int64_t v = 0; v < kVecs; ++v) store_vec(sums + v * kLanes, load_vec(sums + v * kLanes) + total[v]);
+    }
+    return;
+  }
+  float total[kStripStride] = {};
+  for (int64_t p = 0; p < depth; ++p, from += stride, to += kStripStride) {
+    for (int64_t i = 0; i < rows; ++i) {
+      to[i] = from[i];
+      total[i] += from[i];
     }
   }
-  if (sums == nullptr) return;
-  for (int64_t i = 0; i < rows; ++i) sums[i] += sum[i];
+  if constexpr (Sums) {
+    for (int64_t i = 0; i < rows; ++i) sums[i] += total[i];
+  }
 }
 
 }  // namespace
@@ -81,39 +85,51 @@ void PanelPack::pack_step(int64_t step, float* to) const {
 }
 
 Region PanelPack::region(int64_t slice, int64_t slices) const {
-  const int64_t unit = units() * slice / slices, count = std::max<int64_t>(units() * (slice + 1) / slices - unit, 1);
-  if (args_.b_transposed) {
+  const int64_t unit = units() * slice / slices, count = units() * (slice + 1) / slices - unit;
+  if (args_.b_transposed) {  // as far as it lies in one row of squares
     const int64_t row = unit / squares_across(), step = unit % squares_across() * kLanes;
     const GemmPanel panel = panel_at(args_, first_ + row / kTileVecs);
     return {args_.b + (panel.col + row % kTileVecs * kLanes) * args_.ldb + p_ + step,
-            ceil_div(std::min(count, squares_across() - step / kLanes) * kLanes, kLineFloats), args_.ldb};
+            ceil_div(std::min(count, squares_across() - step / kLanes) * kLanes, kLineFloats), kLanes, args_.ldb};
   }
   // With halves a chunk is two runs of columns: the second is left to the processor.
   const int64_t panels = args_.halves ? ceil_div(panels_, 2) : panels_;
   return {args_.b + (p_ + unit) * args_.ldb + panel_at(args_, first_).col, ceil_div(panels * kTileCols, kLineFloats),
-          args_.ldb};
+          count, args_.ldb};
 }
 
-void StripPack::pack(int64_t slice, int64_t slices, float* to) const {
-  if (slice == 0 && sums_ != nullptr && clear_) {
-    std::fill(sums_ + row_at(first_), sums_ + row_at(first_ + count_), 0.0F);
-  }
+void StripPack::pack(int64_t slice, int64_t slices, float* to, float* partial_sums) const {
+  if (slice == 0 && sums_ != nullptr) std::fill_n(partial_sums, count_ * kStripStride, 0.0F);
   // Whole blocks of steps, so that the order of the sums does not depend on the slices.
   const int64_t blocks = ceil_div(depth_, kSumSteps);
   for (int64_t block = blocks * slice / slices; block < blocks * (slice + 1) / slices; ++block) {
     const int64_t step = block * kSumSteps, steps = std::min(kSumSteps, depth_ - step);
     for (int64_t s = 0; s < count_; ++s) {
       const int64_t row = row_at(first_ + s), rows = row_at(first_ + s + 1) - row;
-      pack_strip(args_.a + (p_ + step) * args_.lda + row, args_.lda, rows, row + kStripStride <= args_.m, steps,
-                 to + (s * depth_ + step) * kStripStride, sums_ == nullptr ? nullptr : sums_ + row);
+      const float* from = args_.a + (p_ + step) * args_.lda + row;
+      float* const target = to + (s * depth_ + step) * kStripStride;
+      const bool wide = row + kStripStride <= args_.m;
+      if (sums_ != nullptr) {
+        pack_strip<true>(from, args_.lda, rows, wide, steps, target, partial_sums + s * kStripStride);
+      } else {
+        pack_strip<false>(from, args_.lda, rows, wide, steps, target, nullptr);
+      }
+    }
+  }
+  if (slice + 1 < slices || sums_ == nullptr) return;
+  for (int64_t s = 0; s < count_; ++s) {
+    for (int64_t row = row_at(first_ + s), i = 0; row + i < row_at(first_ + s + 1); ++i) {
+      const float sum = partial_sums[s * kStripStride + i];
+      sums_[row + i] = overwrite_ ? sum : sums_[row + i] + sum;
     }
   }
 }
 
 Region StripPack::region(int64_t slice, int64_t slices) const {
-  const int64_t begin = ceil_div(depth_, kSumSteps) * slice / slices * kSumSteps, row = row_at(first_),
-                rows = row_at(first_ + count_) - row;
-  return {args_.a + (p_ + begin) * args_.lda + row, ceil_div(rows, kLineFloats), args_.lda};
+  const int64_t blocks = ceil_div(depth_, kSumSteps), block = blocks * slice / slices;
+  const int64_t row = row_at(first_), rows = row_at(first_ + count_) - row;
+  return {args_.a + (p_ + block * kSumSteps) * args_.lda + row, ceil_div(rows, kLineFloats),
+          (blocks * (slice + 1) / slices - block) * kSumSteps, args_.lda};
 }
 
 }  // namespace polaron::cpu

@@ -35,9 +35,9 @@ inline constexpr std::int64_t kStripStride = ceil_div(kTileRows, kLanes) * kLane
 class StripPack {
  public:
   // `tiles` of rows [row, row + rows) of A' in all, of which `count` from `first` on are packed.
-  // sums: null, or where the sums of A' over the steps are added; set to zero first when `clear`.
+  // sums: null, or where the sums of A' over the steps are added, or with `overwrite` put.
   StripPack(const GemmArgs& args, std::int64_t row, std::int64_t rows, std::int64_t tiles, std::int64_t first,
-            std::int64_t count, std::int64_t p, std::int64_t depth, float* sums, bool clear)
+            std::int64_t count, std::int64_t p, std::int64_t depth, float* sums, bool overwrite)
       : args_(args),
         row_(row),
         rows_(rows),
@@ -47,8 +47,9 @@ class StripPack {
         p_(p),
         depth_(depth),
         sums_(sums),
-        clear_(clear) {}
-  void pack(std::int64_t slice, std::int64_t slices, float* to) const;
+        overwrite_(overwrite) {}
+  // partial_sums: count * kStripStride floats that keep their values from the first slice to the last.
+  void pack(std::int64_t slice, std::int64_t slices, float* to, float* partial_sums) const;
   Region region(std::int64_t slice, std::int64_t slices) const;
 
  private:
@@ -57,7 +58,7 @@ class StripPack {
   const GemmArgs& args_;
   std::int64_t row_, rows_, tiles_, first_, count_, p_, depth_;
   float* sums_;
-  bool clear_;
+  bool overwrite_;
 };
 
 }  // namespace polaron::cpu

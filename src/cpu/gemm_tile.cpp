@@ -8,30 +8,43 @@
 namespace polaron::cpu {
 namespace {
 
-constexpr std::int64_t kSteps = 16;    // between requests for memory
-constexpr std::int64_t kRequests = 2;  // cache lines at a time
+constexpr std::int64_t kSteps = 16;  // between requests for memory
 
-// Walks over a region, line by line. Addresses are integers here: they may lie behind the end of an array.
-class Ahead {
+// Walks over the regions line by line. Addresses are integers here: they may lie behind the end of an array.
+class Requests {
  public:
-  Ahead(const Region& region, const float* otherwise)
-      : row_(reinterpret_cast<std::uintptr_t>(region.at != nullptr ? region.at : otherwise)),
-        lines_(region.lines),
-        row_step_(static_cast<std::uintptr_t>(region.row_step) * sizeof(float)) {}
-  void request() {
-    __builtin_prefetch(reinterpret_cast<const void*>(row_ + static_cast<std::uintptr_t>(line_) * kLineBytes), 0, 2);
-    if (++line_ == lines_) {
+  Requests(const Ahead& ahead, std::int64_t depth) : next_(ahead.begin()), end_(ahead.end()) {
+    const std::int64_t turns = depth / kSteps;
+    a_turn_ = turns == 0 ? 0 : (ahead.lines() + turns - 1) / turns;
+    enter();
+  }
+  void turn() {
+    for (std::int64_t i = 0; i < a_turn_; ++i) {
+      if (rows_ == 0) return;
+      __builtin_prefetch(reinterpret_cast<const void*>(row_ + static_cast<std::uintptr_t>(line_) * kLineBytes), 0, 2);
+      if (++line_ < lines_) continue;
       line_ = 0;
       row_ += row_step_;
+      if (--rows_ == 0) enter();
     }
   }
 
  private:
+  void enter() {
+    if (next_ == end_) return;
+    row_ = reinterpret_cast<std::uintptr_t>(next_->at);
+    lines_ = next_->lines;
+    rows_ = next_->rows;
+    row_step_ = static_cast<std::uintptr_t>(next_->row_step) * sizeof(float);
+    ++next_;
+  }
+
   static constexpr std::uintptr_t kLineBytes = 64;
-  std::uintptr_t row_;
-  std::int64_t line_ = 0;
-  std::int64_t lines_;
-  std::uintptr_t row_step_;
+  const Region* next_;
+  const Region* end_;
+  std::int64_t a_turn_;
+  std::uintptr_t row_ = 0, row_step_ = 0;
+  std::int64_t line_ = 0, lines_ = 0, rows_ = 0;
 };
 
 template <int Rows, int Vecs>
@@ -55,15 +68,9 @@ struct Accumulators {
 
 template <int Rows, int Vecs, AOrder Order>
 void tile(std::int64_t depth, const float* a, std::int64_t lda, const float* b, std::int64_t ldb, float* c,
-          std::int64_t ldc, bool accumulate, const Region& ahead, const Region& also_ahead) {
-  // C is touched after the last step only: have it in cache by then.
-#pragma GCC unroll 16
-  for (int i = 0; i < Rows; ++i) {
-    __builtin_prefetch(c + i * ldc, 1);
-    __builtin_prefetch(c + i * ldc + Vecs * kLanes - 1, 1);
-  }
+          std::int64_t ldc, bool accumulate, const Ahead& ahead) {
   Accumulators<Rows, Vecs> tile;
-  Ahead first(ahead, b), second(also_ahead, b);
+  Requests requests(ahead, depth);
 
   const auto some_steps = [&](std::int64_t count) __attribute__((always_inline)) {
     if constexpr (Order == AOrder::depth_major) {
@@ -88,10 +95,7 @@ void tile(std::int64_t depth, const float* a, std::int64_t lda, const float* b, 
   };
 
   for (; depth >= kSteps; depth -= kSteps) {
-    for (std::int64_t i = 0; i < kRequests; ++i) {
-      first.request();
-      second.request();
-    }
+    requests.turn();
     some_steps(kSteps);
   }
   if (depth > 0) some_steps(depth);
@@ -138,11 +142,11 @@ void multiply_block(AOrder order, std::int64_t rows, std::int64_t cols, std::int
       const TileKernel kernel = tile_kernel(height, vecs, order);
       float* to = c + row * ldc + col;
       if (width == vecs * kLanes) {
-        kernel(depth, a_tile, lda, b + col, ldb, to, ldc, accumulate, {}, {});
+        kernel(depth, a_tile, lda, b + col, ldb, to, ldc, accumulate, {});
         continue;
       }
       alignas(64) float edge[kTileRows * kTileCols];
-      kernel(depth, a_tile, lda, b + col, ldb, edge, kTileCols, false, {}, {});
+      kernel(depth, a_tile, lda, b + col, ldb, edge, kTileCols, false, {});
       for (int i = 0; i < height; ++i) {
         for (std::int64_t j = 0; j < width; ++j) {
           to[i * ldc + j] = accumulate ? to[i * ldc + j] + edge[i * kTileCols + j] : edge[i * kTileCols + j];

@@ -26,19 +26,38 @@ enum class AOrder : std::uint8_t {
   depth_major,  // a[p * lda + i]
 };
 
-// Memory that the kernel asks for ahead of time while it computes: rows of `lines` cache lines each, `row_step` floats
-// apart, from `at` on, two lines every 16 steps of the depth. Never read, so any address will do; null: nothing.
+// Memory that will be needed soon: `rows` pieces of `lines` cache lines, `row_step` floats apart, from `at` on.
 struct Region {
   const float* at = nullptr;
-  std::int64_t lines = 1;
+  std::int64_t lines = 0;
+  std::int64_t rows = 0;
   std::int64_t row_step = 0;
+};
+
+// What the kernel asks for while it computes, evenly over its time. Never read, so any address will do.
+class Ahead {
+ public:
+  void add(const Region& region) {
+    if (region.lines <= 0 || region.rows <= 0 || count_ == kMost) return;
+    regions_[count_++] = region;
+    lines_ += region.lines * region.rows;
+  }
+  std::int64_t lines() const { return lines_; }
+  const Region* begin() const { return regions_; }
+  const Region* end() const { return regions_ + count_; }
+
+ private:
+  static constexpr int kMost = 8;
+  Region regions_[kMost];
+  int count_ = 0;
+  std::int64_t lines_ = 0;
 };
 
 // C (+)= A B with C [rows, cols], A [rows, depth], B [depth, cols] where cols = vecs * kLanes; b and c row-major with
 // strides ldb and ldc. `accumulate`: adds to C instead of overwriting it. Each element is one chain of fused
 // multiply-adds over the depth in order, so its bits do not depend on how a matrix is cut into tiles.
 using TileKernel = void (*)(std::int64_t depth, const float* a, std::int64_t lda, const float* b, std::int64_t ldb,
-                            float* c, std::int64_t ldc, bool accumulate, const Region& ahead, const Region& also_ahead);
+                            float* c, std::int64_t ldc, bool accumulate, const Ahead& ahead);
 
 // 1 <= rows <= kTileRows, 1 <= vecs <= kTileVecs.
 TileKernel tile_kernel(int rows, int vecs, AOrder order);

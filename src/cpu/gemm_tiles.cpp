@@ -13,26 +13,31 @@ namespace {
 
 using std::int64_t;
 
-// As measured on two cores with 2 MB of second-level cache each. With A in place a depth up to kSinglePass is not cut,
-// so that a tile leaves the registers once, finished.
-constexpr int64_t kSinglePass = 1024, kPassDepth = 768, kChunkFloats = 96 * 1024;
+// As measured on cores with 2 MB of second-level cache. With A in place a depth up to kSinglePass is not cut, so that a
+// tile leaves the registers once, finished. Panels that are packed at a time: fewer where all of A stays in cache
+// beside them, more where A comes from further away for each of them.
+constexpr int64_t kSinglePass = 1024, kPassDepth = 768;
+constexpr int64_t kCachedFloats = 256 * 1024;
+constexpr int64_t kChunkFloats = 64 * 1024, kLargeChunkFloats = 96 * 1024;
 constexpr int64_t kPackedPassDepth = 384, kPackedChunkFloats = 192 * 1024;
 // Rows per round when the product is not stored and needs several passes.
 constexpr int64_t kRoundRows = 18 * kTileRows;
 // Strips of A packed at a time, so that whole cache lines of it are used.
 constexpr int64_t kStrips = 8;
+constexpr int64_t kLineFloats = 16;
 
 }  // namespace
 
 TileRun::TileRun(const GemmArgs& args, const GemmCut& cut, const GemmEpilogue* epilogue)
     : args_(args), epilogue_(epilogue) {
   const bool packed = args.a_transposed;
-  passes_ = args.k <= (packed ? kPackedPassDepth : kSinglePass)
-                ? 1
-                : ceil_div(args.k, packed ? kPackedPassDepth : kPassDepth);
+  const int64_t single = packed ? kPackedPassDepth : kSinglePass, several = packed ? kPackedPassDepth : kPassDepth;
+  passes_ = args.k <= single ? 1 : ceil_div(args.k, several);
   depth_ = ceil_div(ceil_div(args.k, passes_), 16) * 16;
+  cached_ = ceil_div(args.m, cut.down) * depth_ <= kCachedFloats;
   const int64_t most = ceil_div(cut.panels / cut.panel_unit, cut.across) * cut.panel_unit;
-  const int64_t fit = (packed ? kPackedChunkFloats : kChunkFloats) / std::max<int64_t>(depth_ * kTileCols, 1);
+  const int64_t floats = packed ? kPackedChunkFloats : cached_ ? kChunkFloats : kLargeChunkFloats;
+  const int64_t fit = floats / std::max<int64_t>(depth_ * kTileCols, 1);
   // Equal chunks, not a small one at the end.
   const int64_t chunks = ceil_div(most, std::clamp<int64_t>(fit, cut.panel_unit, most));
   chunk_ = ceil_div(ceil_div(most, chunks), cut.panel_unit) * cut.panel_unit;
@@ -47,6 +52,7 @@ TileRun::TileRun(const GemmArgs& args, const GemmCut& cut, const GemmEpilogue* e
   const int64_t panels = chunk_ * depth_ * kTileCols;
   for (std::size_t& turn : turns_) turn = take(packed ? kStrips * depth_ * kStripStride : panels);
   panels_ = take(packed ? panels : 0);
+  sums_ = take(packed ? kStrips * kStripStride : 0);
   tile_ = take(kTileRows * kTileCols);
   partial_ = take(keep_partial_ ? kRoundRows * chunk_ * kTileCols : 0);
 }
@@ -83,7 +89,7 @@ TileRun::Step TileRun::step_at(const GemmPart& part, int64_t index) const {
 void TileRun::operator()(const GemmPart& part, float* scratch) const {
   const int64_t steps = steps_of(part);
   const bool packed = args_.a_transposed;
-  pack(part, step_at(part, 0), 0, 1, scratch + turns_[0]);
+  pack(part, step_at(part, 0), 0, 1, scratch + turns_[0], scratch + sums_);
   for (int64_t s = 0; s < steps; ++s) {
     const Step now = step_at(part, s), next = step_at(part, std::min(s + 1, steps - 1));
     const float* const turn = scratch + turns_[s % 2];
@@ -95,21 +101,22 @@ void TileRun::operator()(const GemmPart& part, float* scratch) const {
     const int64_t calls = now.count * now.panels;
     for (int64_t call = 0; call < calls; ++call) {
       const bool more = s + 1 < steps;
-      const Region ahead = more ? region(next, std::min(call + 1, calls - 1), calls) : Region{};
-      run_tile(now, now.tile + call / now.panels, call % now.panels, turn, panels, ahead, scratch);
-      if (more) pack(part, next, call, calls, other);
+      const Region pack_next = more && call + 1 < calls ? region(next, call + 1, calls) : Region{};
+      run_tile(now, now.tile + call / now.panels, call % now.panels, turn, panels, pack_next, scratch);
+      if (more) pack(part, next, call, calls, other, scratch + sums_);
     }
   }
 }
 
-void TileRun::pack(const GemmPart& part, const Step& step, int64_t slice, int64_t slices, float* to) const {
+void TileRun::pack(const GemmPart& part, const Step& step, int64_t slice, int64_t slices, float* to,
+                   float* partial_sums) const {
   if (!args_.a_transposed) {
     return PanelPack(args_, step.panel, step.panels, step.p, step.depth).pack(slice, slices, to);
   }
   float* const sums = part.first_columns && step.first_panels ? args_.a_sums : nullptr;
   StripPack(args_, step.row, step.rows, step.tiles, step.tile, step.count, step.p, step.depth, sums,
             step.first_pass && !args_.accumulate)
-      .pack(slice, slices, to);
+      .pack(slice, slices, to, partial_sums);
 }
 
 Region TileRun::region(const Step& step, int64_t slice, int64_t slices) const {
@@ -120,19 +127,20 @@ Region TileRun::region(const Step& step, int64_t slice, int64_t slices) const {
       .region(slice, slices);
 }
 
-// With A in place: the j-th panel's share of the next tile's rows.
+// With A in place: the j-th panel's share of the next tile's rows, unless A stays in cache anyway.
 Region TileRun::next_rows(const Step& step, int64_t tile, int64_t j) const {
-  if (args_.a_transposed || tile + 1 >= step.tiles) return {};
+  if (args_.a_transposed || tile + 1 >= step.tiles || cached_) return {};
   const int64_t row = step.row_at(tile + 1), rows = step.row_at(tile + 2) - row;
-  return {args_.a + (row + rows * j / step.panels) * args_.lda + step.p, ceil_div(step.depth, 16), args_.lda};
+  const int64_t first = rows * j / step.panels;
+  return {args_.a + (row + first) * args_.lda + step.p, ceil_div(step.depth, kLineFloats),
+          rows * (j + 1) / step.panels - first, args_.lda};
 }
 
 void TileRun::run_tile(const Step& step, int64_t tile, int64_t j, const float* strips, const float* panels,
-                       const Region& ahead, float* scratch) const {
+                       const Region& pack_next, float* scratch) const {
   const int64_t row = step.row_at(tile), rows = step.row_at(tile + 1) - row;
   const GemmPanel panel = panel_at(args_, step.panel + j);
   const GemmEpilogue* epilogue = step.last_pass ? epilogue_ : nullptr;
-  if (epilogue != nullptr) epilogue->prefetch(row, rows, panel.col, panel.cols);
 
   float* const edge = scratch + tile_;
   float* values = edge;
@@ -152,12 +160,16 @@ void TileRun::run_tile(const Step& step, int64_t tile, int64_t j, const float* s
       args_.a_transposed ? strips + (tile - step.tile) * step.depth * kStripStride : args_.a + row * args_.lda + step.p;
   const int64_t lda = args_.a_transposed ? kStripStride : args_.lda;
   const float* b = panels + j * step.depth * kTileCols;
-  const Region rows_ahead = next_rows(step, tile, j);
+  Ahead ahead;
+  if (args_.c != nullptr) ahead.add({values, kTileCols / kLineFloats + 1, rows, stride});
+  if (epilogue != nullptr) epilogue->ahead(row, rows, panel.col, panel.cols, ahead);
+  ahead.add(pack_next);
+  ahead.add(next_rows(step, tile, j));
   const TileKernel kernel = tile_kernel(static_cast<int>(rows), kTileVecs, order);
   if (panel.cols == kTileCols || args_.c == nullptr) {
-    kernel(step.depth, a, lda, b, kTileCols, values, stride, accumulate, ahead, rows_ahead);
+    kernel(step.depth, a, lda, b, kTileCols, values, stride, accumulate, ahead);
   } else {
-    kernel(step.depth, a, lda, b, kTileCols, edge, kTileCols, false, ahead, rows_ahead);
+    kernel(step.depth, a, lda, b, kTileCols, edge, kTileCols, false, ahead);
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t c = 0; c < panel.cols; ++c) {
         const float x = edge[i * kTileCols + c];

@@ -5,19 +5,18 @@
 #include "cpu/activation.h"
 #include "cpu/blas.h"
 #include "cpu/families.h"
+#include "cpu/gemm_tile.h"
 
 namespace polaron::cpu {
 namespace {
 
 using std::int64_t;
 
-// Asks for a block's cache lines, to be read or (Write) to be written.
-template <bool Write>
-void prefetch_rows(const float* first, int64_t stride, int64_t rows, int64_t cols) {
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < cols; c += 16) __builtin_prefetch(first + r * stride + c, Write);
-    __builtin_prefetch(first + r * stride + cols - 1, Write);
-  }
+constexpr int64_t kLineFloats = 16;
+
+// A block of a matrix as memory that will be needed.
+Region block_region(const float* first, int64_t stride, int64_t rows, int64_t cols) {
+  return {first, cols / kLineFloats + 1, rows, stride};
 }
 
 class ForwardEpilogue final : public GemmEpilogue {
@@ -38,9 +37,9 @@ class ForwardEpilogue final : public GemmEpilogue {
                    activated_ + block.row * stride_ + block.col, stride_);
   }
 
-  void prefetch(int64_t row, int64_t rows, int64_t col, int64_t cols) const override {
+  void ahead(int64_t row, int64_t rows, int64_t col, int64_t cols, Ahead& ahead) const override {
     if (activated_ == nullptr || (activation_ == Activation::swiglu && col >= half_)) return;
-    prefetch_rows<true>(activated_ + row * stride_ + col, stride_, rows, cols);
+    ahead.add(block_region(activated_ + row * stride_ + col, stride_, rows, cols));
   }
 
  private:
@@ -70,14 +69,14 @@ class DerivativeEpilogue final : public GemmEpilogue {
                         block.values, block.stride, d_pre, half_ > 0 ? d_pre + half_ : nullptr, d_pre_stride_);
   }
 
-  void prefetch(int64_t row, int64_t rows, int64_t col, int64_t cols) const override {
+  void ahead(int64_t row, int64_t rows, int64_t col, int64_t cols, Ahead& ahead) const override {
     const float* pre = pre_ + row * pre_stride_ + col;
     const float* d_pre = d_pre_ + row * d_pre_stride_ + col;
-    prefetch_rows<false>(pre, pre_stride_, rows, cols);
-    if (d_pre != pre) prefetch_rows<true>(d_pre, d_pre_stride_, rows, cols);
+    ahead.add(block_region(pre, pre_stride_, rows, cols));
+    if (d_pre != pre) ahead.add(block_region(d_pre, d_pre_stride_, rows, cols));
     if (half_ == 0) return;
-    prefetch_rows<false>(pre + half_, pre_stride_, rows, cols);
-    if (d_pre != pre) prefetch_rows<true>(d_pre + half_, d_pre_stride_, rows, cols);
+    ahead.add(block_region(pre + half_, pre_stride_, rows, cols));
+    if (d_pre != pre) ahead.add(block_region(d_pre + half_, d_pre_stride_, rows, cols));
   }
 
  private:

@@ -11,12 +11,11 @@
 
 namespace polaron::cpu {
 
-// The OpenMP threads there were when the ops were made, and how the matrices of a group are spread over them:
-// - one matrix a thread, each with serial BLAS and LAPACK (OpenBLAS is serial inside a parallel region), where that
-// keeps
-//   most threads busy or the matrices are too small to be worth sharing: no synchronisation within a matrix, and its
-//   operands stay in one core's cache;
-// - otherwise matrix after matrix with threaded BLAS, whose results may differ from the serial ones in the last bits.
+// The OpenMP threads there were when the ops were made, and how the matrices of a group are spread over them.
+// One matrix a thread, each with serial BLAS and LAPACK (OpenBLAS is serial inside a parallel region), where that keeps
+// most threads busy or the matrices are too small to be worth sharing: no synchronisation within a matrix, and its
+// operands stay in one core's cache. Otherwise matrix after matrix with threaded BLAS, whose results may differ from
+// the serial ones in the last bits.
 class MatrixTeam {
  public:
   MatrixTeam() : threads_(omp_get_max_threads()) {}

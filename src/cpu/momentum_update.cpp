@@ -150,28 +150,17 @@ void update_factors(const MatrixTeam& team, const MatrixOps::UpdateRule& rule, s
   const float keep = 1.0F - rule.lr * rule.weight_decay;
   const std::int64_t rows = std::min(parameters[0].rows, parameters[0].cols);
   const std::int64_t cols = std::max(parameters[0].rows, parameters[0].cols);
-  const auto count = static_cast<std::int64_t>(parameters.size());
-  // sgemm scales all of C before it accumulates, so C goes through the cache twice: in strips that fit it the second
-  // time costs no memory traffic. Threaded sgemm gets the whole.
-  constexpr std::int64_t kCacheElements = std::int64_t{1} << 18U;
-  const std::int64_t strip =
-      team.one_each(count, rows * cols) ? std::max<std::int64_t>(64, kCacheElements / rows / 64 * 64) : cols;
   const int m = static_cast<int>(rows), k = static_cast<int>(rank), n = static_cast<int>(cols);
-  team.for_each(count, rows * cols, [&](std::int64_t i, int) {
+  team.for_each(static_cast<std::int64_t>(parameters.size()), rows * cols, [&](std::int64_t i, int) {
     const MatrixView& w = parameters[static_cast<std::size_t>(i)];
     const float step = -rule.lr * scales[static_cast<std::size_t>(i)];
     const float* q = basis + i * rows * rank;
+    const float* z = factor + i * rank * cols;
     const int stride = static_cast<int>(w.stride);
-    for (std::int64_t first = 0; first < cols; first += strip) {
-      const int width = static_cast<int>(std::min(strip, cols - first));
-      const float* z = factor + i * rank * cols + first;
-      if (w.tall()) {  // W = keep W + step Z^T Q^T
-        cblas_sgemm(CblasRowMajor, CblasTrans, CblasTrans, width, m, k, step, z, n, q, k, keep,
-                    w.data + first * w.stride, stride);
-      } else {
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, m, width, k, step, q, k, z, n, keep, w.data + first,
-                    stride);
-      }
+    if (w.tall()) {  // W = keep W + step Z^T Q^T
+      cblas_sgemm(CblasRowMajor, CblasTrans, CblasTrans, n, m, k, step, z, n, q, k, keep, w.data, stride);
+    } else {
+      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, m, n, k, step, q, k, z, n, keep, w.data, stride);
     }
   });
 }

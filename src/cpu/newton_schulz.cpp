@@ -5,9 +5,9 @@
 // X <- M_s ... M_1 X ("Gram Newton-Schulz", github.com/Dao-AILab/gram-newton-schulz). The price is that A holds the
 // squares of the singular values: those below sqrt(eps) of the largest drown in A's rounding error, and the error they
 // get grows with the square of the run's slope at 0, the product of its a's. Runs are therefore cut where that product
-// would exceed kRunSlope, after which A is computed afresh. With 64, errors against a double-precision reference are
-// those of single steps or less for every named table on flat, decaying and rank-deficient spectra; without cuts they
-// are 10 to 1000 times larger.
+// would exceed kRunSlope, after which A is computed afresh. Measured against double precision, for every named table on
+// flat, decaying and rank-deficient spectra from 96 x 768 to 768 x 3072: with 64 the errors are those of single steps
+// or less, never cutting makes them up to several hundred times larger.
 #include <cblas.h>
 
 #include <algorithm>
@@ -22,7 +22,7 @@ namespace {
 
 constexpr double kRunSlope = 64.0;
 constexpr std::int64_t kWide = 3;            // cols >= kWide * rows: runs of steps do less arithmetic than single ones
-constexpr std::int64_t kSymmetricMin = 128;  // below, a full sgemm is faster than ssyrk and a mirror pass
+constexpr std::int64_t kSymmetricMin = 128;  // below, sgemm is faster than ssyrk and mirror()
 constexpr std::int64_t kGrain = 1 << 16;
 
 constexpr std::int64_t kMirrorBlock = 32;

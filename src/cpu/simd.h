@@ -3,8 +3,10 @@
 // unit's compiler flags: two widths in one program must not be taken for one function.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 namespace polaron::cpu {
@@ -31,10 +33,21 @@ static inline Vec load_vec(const float* from) {
 static inline void store_vec(float* to, Vec value) { std::memcpy(to, &value, sizeof value); }
 static inline Vec broadcast(float value) { return value - Vec{}; }  // x - 0 is x for every x, x + 0 is not for -0
 
-// `value` as a float or in every lane of a vector, for functions that are written once for both.
+// For functions that are written once for float and Vec: a value in every lane, the type of the lanes' bits, and small
+// integers as numbers.
 template <class Float>
 inline Float same(float value) {
   return value - Float{};
+}
+template <class Float>
+using BitsOf = std::conditional_t<std::is_same_v<Float, float>, std::uint32_t, UnsignedVec>;
+template <class Float>
+inline Float to_float(BitsOf<Float> value) {
+  if constexpr (std::is_same_v<Float, float>) {
+    return static_cast<float>(static_cast<std::int32_t>(value));
+  } else {
+    return __builtin_convertvector(std::bit_cast<IntVec>(value), Float);
+  }
 }
 static inline IntVec broadcast(std::int32_t value) { return value - IntVec{}; }
 

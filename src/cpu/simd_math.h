@@ -38,17 +38,16 @@ inline float simd_exp(float x) {
   return x < -87.3F ? 0.0F : value;
 }
 
-// 2^x within 2 units in the last place for x <= 127; zero below -126; exact at integers. Above 127 the result is 2^127:
-// for callers whose arguments end there (a softmax, a sigmoid), at half the cost of simd_exp. Degree 4 minimax
-// polynomial for (2^r - 1) / r on [-1/2, 1/2], relative error of 2^r 9e-8 (fitted for this file by iteratively
-// reweighted least squares, like all polynomials below). `Float` is float or Vec.
+// 2^x within 2 units in the last place for x <= 127, which is not checked; exact at integers; from -127 down zero. For
+// arguments known to end (a softmax, a sigmoid), at half the cost of simd_exp. Degree 4 minimax polynomial for
+// (2^r - 1) / r on [-1/2, 1/2], relative error of 2^r 9e-8 (fitted for this file by iteratively reweighted least
+// squares, like all polynomials below). `Float` is float or Vec.
 template <class Float>
 inline Float simd_exp2(Float x) {
-  using Bits = std::conditional_t<std::is_same_v<Float, float>, std::uint32_t, UnsignedVec>;
+  using Bits = BitsOf<Float>;
   constexpr float kRound = 12582912.0F;
-  const Float lowest = same<Float>(-126.0F), highest = same<Float>(127.0F);
-  const Float low = x < lowest ? lowest : x;
-  const Float clamped = low > highest ? highest : low;
+  const Float lowest = same<Float>(-127.0F);  // whose exponent bits are 0, and 0 all bits of the result's second factor
+  const Float clamped = x < lowest ? lowest : x;
   const Float shifted = clamped + kRound;
   const Float r = clamped - (shifted - kRound);
   Float p = same<Float>(1.326472205e-3F);
@@ -59,8 +58,30 @@ inline Float simd_exp2(Float x) {
   p = p * r + 1.0F;
   // The integer stands in the low bits of `shifted`; moved to the exponent's place, the bits above it fall off.
   const Bits exponent = (std::bit_cast<Bits>(shifted) << 23U) + 0x3F800000U;
-  const Float value = p * std::bit_cast<Float>(exponent);
-  return x < lowest ? same<Float>(0.0F) : value;
+  return p * std::bit_cast<Float>(exponent);
+}
+
+// log2 x within 2 units in the last place for positive normal x; not a number for NaN and infinity. x = 2^n (1 + f)
+// with 1 + f between the roots of 1/2 and 2; log2(1 + f) = f P(f), P of degree 8, relative error 2.6e-8.
+template <class Float>
+inline Float simd_log2(Float x) {
+  using Bits = BitsOf<Float>;
+  constexpr std::uint32_t kRootHalf = 0x3F3504F3U;  // bits of sqrt(1/2)
+  const Bits bits = std::bit_cast<Bits>(x);
+  // The exponent as a floating-point number: its distance from that of sqrt(1/2), biased to stay positive.
+  const Bits exponent = (bits - kRootHalf + 0x3F800000U) >> 23U;
+  const Float n = to_float<Float>(exponent) - 127.0F;
+  const Float f = std::bit_cast<Float>(bits - ((exponent - 127U) << 23U)) - 1.0F;
+  Float p = same<Float>(1.258396568e-1F);
+  p = p * f - 2.072707704e-1F;
+  p = p * f + 2.157150630e-1F;
+  p = p * f - 2.389446282e-1F;
+  p = p * f + 2.879162837e-1F;
+  p = p * f - 3.607036930e-1F;
+  p = p * f + 4.809106422e-1F;
+  p = p * f - 7.213473467e-1F;
+  p = p * f + 1.442695004F;
+  return n + f * p + (x - x);
 }
 
 // tanh x within 3 units in the last place. |x| < 0.625: x + x^3 P(x^2), P of degree 4, relative error 4.4e-9; beyond

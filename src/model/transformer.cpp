@@ -27,6 +27,9 @@ Activation activation_of(MlpKind kind) {
 Transformer::Transformer(const TransformerConfig& config, const ParameterTable& table, const ActivationShape& shape,
                          Backend& backend, float* weights, float* gradients)
     : config_(config), table_(table), shape_(shape), backend_(backend), weights_(weights), gradients_(gradients) {
+  if (config.positions == Positions::learned && shape.sequence_length > config.context_length) {
+    throw std::logic_error("the sequences are longer than the model's position table");
+  }
   const ActivationLayout layout(config, shape);
   arena_ = Arena(backend.device(), layout.plan());
   planned_ = layout.place(arena_);
@@ -89,7 +92,7 @@ void Transformer::make_rotary_tables() {
           static_cast<float>(std::sin(static_cast<double>(angle)));
     }
   }
-  const std::size_t bytes = table.size() * sizeof(float);
+  const auto bytes = static_cast<std::size_t>(table_bytes(config_, shape_));
   rotary_memory_ = DeviceBuffer(backend_.device(), bytes);
   const auto stream = backend_.device().make_stream();
   backend_.device().upload(*stream, rotary_memory_.data(), table.data(), bytes);

@@ -62,6 +62,12 @@ class Transformer {
 
   const TransformerConfig& config() const { return config_; }
 
+  // Device memory that it takes besides the activations: the rotary tables.
+  static std::int64_t table_bytes(const TransformerConfig& config, const ActivationShape& shape) {
+    if (config.positions != Positions::rotary) return 0;
+    return 2 * shape.sequence_length * (config.head_size / 2) * static_cast<std::int64_t>(sizeof(float));
+  }
+
  private:
   struct Norm {  // indices into the table; -1 where not affine
     int weight = -1, bias = -1;

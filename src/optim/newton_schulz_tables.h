@@ -14,8 +14,8 @@ std::span<const std::string_view> newton_schulz_names();
 // The table of that name; `steps` 0 is the table's own number. Beyond its rows the last one repeats. An unknown name or
 // a negative number throws Error(Exit::usage).
 //   polar_express  5 steps of Amsel et al., "The Polar Express" (arXiv 2505.16932), as modded-nanogpt computed them
-//                  (safety 2e-2, cushion 2); divides by 1.02 norm + 1e-6. Singular values from 1e-3 of the norm up end
-//                  in [0.859, 1.141].
+//                  (safety 2e-2, cushion 2); divides by 1.02 norm + 1e-6. Singular values from 1e-3 of that divisor
+//                  up end in [0.859, 1.141].
 //   jordan         Keller Jordan's quintic, 5 steps of one row; from 1e-2 up in [0.682, 1.134].
 //   you            YouJiacheng's 5 rows; from 1e-2 up in [0.978, 1.032], smaller ones left behind.
 //   classic        (2, -1.5, 0.5), 12 steps: converges to 1.

@@ -10,10 +10,11 @@ double lr_factor(const ScheduleConfig& schedule, std::int64_t step, std::int64_t
   const std::int64_t warmup = schedule.warmup_steps;
   if (step < warmup) return static_cast<double>(step + 1) / static_cast<double>(warmup);
   const double final = schedule.final_fraction;
-  // Share of [first, steps - 1] that lies behind `step`.
+  // Share of [first, steps - 1] that lies behind `step`: all of it at the last step, even where that is `first` itself.
+  // Only a run of a single step takes it at the peak rate.
   const auto progress = [&](std::int64_t first) {
-    const std::int64_t length = std::max<std::int64_t>(1, steps - 1 - first);
-    return std::clamp(static_cast<double>(step - first) / static_cast<double>(length), 0.0, 1.0);
+    if (step >= steps - 1) return steps > 1 ? 1.0 : 0.0;
+    return std::clamp(static_cast<double>(step - first) / static_cast<double>(steps - 1 - first), 0.0, 1.0);
   };
   switch (schedule.kind) {
     case ScheduleKind::constant:

@@ -226,7 +226,8 @@ const TrainerState& CheckpointReader::state() const {
 
 void CheckpointReader::load_weights(Backend& backend, Stream& stream, const ModelWeights& into) const {
   const SafetensorsFolder files(folder_);
-  for (const ExportedTensor& t : exported_tensors(into.config, into.table)) {
+  // Named as in the file: a setting that `into` changes, say a window, may have put its own tensors under other names.
+  for (const ExportedTensor& t : exported_tensors(model_, into.table)) {
     std::string name = t.name;
     // transformers saves the inner model of GPT-2 (GPT2Model) without its prefix.
     if (files.find(name) == nullptr && name.starts_with("transformer.")) name = name.substr(12);

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <type_traits>
 #include <utility>
 
 #include "base/error.h"
@@ -150,42 +151,65 @@ json own_config(const TransformerConfig& c) {
           {"init_scale_residual", c.init_scale_residual}};
 }
 
+// Reads the value of `key`; an Error naming the file and the key where it is missing or of another type.
+template <class T>
+void read(const json& j, const std::string& file, const char* key, T& value) {
+  const auto found = j.find(key);
+  if (found == j.end()) throw Error(Exit::data, fmt::format("{}: \"{}\" is missing.", file, key));
+  const bool right = std::is_same_v<T, bool>       ? found->is_boolean()
+                     : std::is_integral_v<T>       ? found->is_number_integer()
+                     : std::is_floating_point_v<T> ? found->is_number()
+                                                   : found->is_string();
+  if (!right) throw Error(Exit::data, fmt::format("{}: \"{}\" is {}: of another type.", file, key, found->dump()));
+  found->get_to(value);
+}
+// The same with a value for a key that is missing or null.
+template <class T>
+T read_or(const json& j, const std::string& file, const char* key, T otherwise) {
+  if (const auto found = j.find(key); found == j.end() || found->is_null()) return otherwise;
+  read(j, file, key, otherwise);
+  return otherwise;
+}
+
 // The value of an enum that `key` names; an Error where there is no such value.
 template <class E>
-void read_enum(const json& j, const char* key, E& value) {
-  const auto name = j.at(key).get<std::string>();
+void read_enum(const json& j, const std::string& file, const char* key, E& value) {
+  std::string name;
+  read(j, file, key, name);
   const std::optional<E> found = value_of<E>(name);
-  if (!found)
-    throw Error(Exit::data, fmt::format("config.json: /polaron/{}: \"{}\" is not known to this version.", key, name));
+  if (!found) {
+    throw Error(Exit::data,
+                fmt::format("{}: /polaron/{}: \"{}\" is not known to this version of polaron.", file, key, name));
+  }
   value = *found;
 }
 
-TransformerConfig parse_own(const json& j) {
+TransformerConfig parse_own(const json& j, const std::string& file) {
   TransformerConfig c;
-  read_enum(j, "preset", c.preset);
-  j.at("layers").get_to(c.layers);
-  j.at("width").get_to(c.width);
-  j.at("heads").get_to(c.heads);
-  j.at("kv_heads").get_to(c.kv_heads);
-  j.at("head_size").get_to(c.head_size);
-  j.at("mlp_hidden").get_to(c.mlp_hidden);
-  j.at("vocabulary").get_to(c.vocabulary);
-  j.at("context_length").get_to(c.context_length);
-  read_enum(j, "mlp", c.mlp);
-  read_enum(j, "norm", c.norm);
-  j.at("norm_affine").get_to(c.norm_affine);
-  j.at("norm_eps").get_to(c.norm_eps);
-  read_enum(j, "positions", c.positions);
-  j.at("rotary_base").get_to(c.rotary_base);
-  j.at("biases").get_to(c.biases);
-  j.at("tied_embeddings").get_to(c.tied_embeddings);
-  j.at("qk_norm").get_to(c.qk_norm);
-  j.at("attention_scale").get_to(c.attention_scale);
-  j.at("attention_window").get_to(c.attention_window);
-  j.at("document_mask").get_to(c.document_mask);
-  j.at("logit_softcap").get_to(c.logit_softcap);
-  j.at("init_std").get_to(c.init_std);
-  j.at("init_scale_residual").get_to(c.init_scale_residual);
+  read_enum(j, file, "preset", c.preset);
+  read(j, file, "layers", c.layers);
+  read(j, file, "width", c.width);
+  read(j, file, "heads", c.heads);
+  read(j, file, "kv_heads", c.kv_heads);
+  read(j, file, "head_size", c.head_size);
+  read(j, file, "mlp_hidden", c.mlp_hidden);
+  read(j, file, "vocabulary", c.vocabulary);
+  read(j, file, "context_length", c.context_length);
+  read_enum(j, file, "mlp", c.mlp);
+  read_enum(j, file, "norm", c.norm);
+  read(j, file, "norm_affine", c.norm_affine);
+  read(j, file, "norm_eps", c.norm_eps);
+  read_enum(j, file, "positions", c.positions);
+  read(j, file, "rotary_base", c.rotary_base);
+  read(j, file, "biases", c.biases);
+  read(j, file, "tied_embeddings", c.tied_embeddings);
+  read(j, file, "qk_norm", c.qk_norm);
+  read(j, file, "attention_scale", c.attention_scale);
+  read(j, file, "attention_window", c.attention_window);
+  read(j, file, "document_mask", c.document_mask);
+  read(j, file, "logit_softcap", c.logit_softcap);
+  read(j, file, "init_std", c.init_std);
+  read(j, file, "init_scale_residual", c.init_scale_residual);
   return c;
 }
 
@@ -196,64 +220,58 @@ void refuse_unless(bool fine, const std::string& file, const char* setting) {
   }
 }
 
-// An integer that may be absent or null.
-std::int64_t integer_or(const json& j, const char* key, std::int64_t otherwise) {
-  const auto found = j.find(key);
-  return found != j.end() && found->is_number_integer() ? found->get<std::int64_t>() : otherwise;
-}
-
 TransformerConfig parse_gpt2(const json& j, const std::string& file) {
   TransformerConfig c;
   c.preset = ModelPreset::gpt2;
-  j.at("n_layer").get_to(c.layers);
-  j.at("n_embd").get_to(c.width);
-  j.at("n_head").get_to(c.heads);
-  j.at("vocab_size").get_to(c.vocabulary);
-  j.at("n_positions").get_to(c.context_length);
+  read(j, file, "n_layer", c.layers);
+  read(j, file, "n_embd", c.width);
+  read(j, file, "n_head", c.heads);
+  read(j, file, "vocab_size", c.vocabulary);
+  read(j, file, "n_positions", c.context_length);
   c.kv_heads = c.heads;
   refuse_unless(c.heads > 0 && c.width % c.heads == 0, file, "n_head");
   c.head_size = c.width / c.heads;
-  c.mlp_hidden = integer_or(j, "n_inner", 4 * c.width);
-  const std::string activation = j.value("activation_function", "gelu_new");
+  c.mlp_hidden = read_or(j, file, "n_inner", 4 * c.width);
+  const std::string activation = read_or<std::string>(j, file, "activation_function", "gelu_new");
   refuse_unless(activation == "gelu_new" || activation == "gelu" || activation == "gelu_pytorch_tanh", file,
                 "activation_function");
   c.mlp = activation == "gelu" ? MlpKind::gelu_exact : MlpKind::gelu;
-  c.norm_eps = j.value("layer_norm_epsilon", 1e-5);
-  c.tied_embeddings = j.value("tie_word_embeddings", true);
-  refuse_unless(j.value("scale_attn_weights", true), file, "scale_attn_weights");
-  refuse_unless(!j.value("scale_attn_by_inverse_layer_idx", false), file, "scale_attn_by_inverse_layer_idx");
+  c.norm_eps = read_or(j, file, "layer_norm_epsilon", 1e-5);
+  c.tied_embeddings = read_or(j, file, "tie_word_embeddings", true);
+  refuse_unless(read_or(j, file, "scale_attn_weights", true), file, "scale_attn_weights");
+  refuse_unless(!read_or(j, file, "scale_attn_by_inverse_layer_idx", false), file, "scale_attn_by_inverse_layer_idx");
   return c;
 }
 
 TransformerConfig parse_llama(const json& j, const std::string& file) {
   TransformerConfig c;
   c.preset = ModelPreset::llama;
-  j.at("num_hidden_layers").get_to(c.layers);
-  j.at("hidden_size").get_to(c.width);
-  j.at("num_attention_heads").get_to(c.heads);
-  j.at("intermediate_size").get_to(c.mlp_hidden);
-  j.at("vocab_size").get_to(c.vocabulary);
-  c.context_length = j.value("max_position_embeddings", std::int64_t{2048});
-  c.kv_heads = integer_or(j, "num_key_value_heads", c.heads);
+  read(j, file, "num_hidden_layers", c.layers);
+  read(j, file, "hidden_size", c.width);
+  read(j, file, "num_attention_heads", c.heads);
+  read(j, file, "intermediate_size", c.mlp_hidden);
+  read(j, file, "vocab_size", c.vocabulary);
+  c.context_length = read_or(j, file, "max_position_embeddings", std::int64_t{2048});
+  c.kv_heads = read_or(j, file, "num_key_value_heads", c.heads);
   refuse_unless(c.heads > 0 && c.kv_heads > 0 && c.heads % c.kv_heads == 0, file, "num_key_value_heads");
-  c.head_size = integer_or(j, "head_dim", c.width / c.heads);
+  c.head_size = read_or(j, file, "head_dim", c.width / c.heads);
   c.mlp = MlpKind::swiglu;
-  refuse_unless(j.value("hidden_act", "silu") == "silu", file, "hidden_act");
+  refuse_unless(read_or<std::string>(j, file, "hidden_act", "silu") == "silu", file, "hidden_act");
   c.norm = NormChoice::rmsnorm;
-  c.norm_eps = j.value("rms_norm_eps", 1e-6);
+  c.norm_eps = read_or(j, file, "rms_norm_eps", 1e-6);
   c.positions = Positions::rotary;
   // transformers 5 keeps the rotary settings in one object, earlier versions beside the others.
-  c.rotary_base = j.value("rope_theta", 10000.0);
+  c.rotary_base = read_or(j, file, "rope_theta", 10000.0);
   const auto rope = j.contains("rope_parameters") ? j.find("rope_parameters") : j.find("rope_scaling");
   if (rope != j.end() && rope->is_object()) {
-    c.rotary_base = rope->value("rope_theta", c.rotary_base);
-    const std::string type = rope->value("rope_type", rope->value("type", "default"));
+    c.rotary_base = read_or(*rope, file, "rope_theta", c.rotary_base);
+    const std::string type = read_or(*rope, file, "rope_type", read_or<std::string>(*rope, file, "type", "default"));
     refuse_unless(type == "default", file, "rope_scaling");
   }
-  const bool attention_bias = j.value("attention_bias", false);
-  refuse_unless(attention_bias == j.value("mlp_bias", false), file, "attention_bias");
+  const bool attention_bias = read_or(j, file, "attention_bias", false);
+  refuse_unless(attention_bias == read_or(j, file, "mlp_bias", false), file, "attention_bias");
   c.biases = attention_bias;
-  c.tied_embeddings = j.value("tie_word_embeddings", false);
+  c.tied_embeddings = read_or(j, file, "tie_word_embeddings", false);
   c.init_scale_residual = false;
   return c;
 }
@@ -267,6 +285,15 @@ void check_sizes(const TransformerConfig& c, const std::string& file) {
   for (const auto& [value, name] : sizes) {
     if (value <= 0 || value >= kMost) throw Error(Exit::data, fmt::format("{}: {} is {}.", file, name, value));
   }
+  const auto refuse = [&](const std::string& problem) {
+    throw Error(Exit::data, fmt::format("{}: {}: no model has this shape.", file, problem));
+  };
+  if (c.heads % c.kv_heads != 0)
+    refuse(fmt::format("kv_heads is {}, which does not divide heads ({})", c.kv_heads, c.heads));
+  if (c.positions == Positions::rotary && c.head_size % 2 != 0) {
+    refuse(fmt::format("head_size is {}, but rotary positions need an even one", c.head_size));
+  }
+  if (!(c.norm_eps > 0)) refuse(fmt::format("norm_eps is {}", c.norm_eps));
 }
 
 }  // namespace
@@ -275,7 +302,8 @@ std::vector<ArchitectureDifference> architecture_differences(const TransformerCo
                                                              const TransformerConfig& here) {
   std::vector<ArchitectureDifference> result;
   const json ours = own_config(here);
-  for (const auto& [key, value] : own_config(there).items()) {
+  const json theirs = own_config(there);
+  for (const auto& [key, value] : theirs.items()) {
     // How a model was drawn and which tokens see each other in training say nothing about its weights.
     if (key == "preset" || key == "init_std" || key == "init_scale_residual" || key == "document_mask") continue;
     if (value != ours.at(key)) {
@@ -287,7 +315,8 @@ std::vector<ArchitectureDifference> architecture_differences(const TransformerCo
 
 std::string huggingface_config(const TransformerConfig& c, std::int32_t separator) {
   json j;
-  const json token = separator >= 0 ? json(separator) : json();
+  json token;
+  if (separator >= 0) token = separator;
   switch (layout_of(c)) {
     case CheckpointLayout::gpt2:
       j = {{"architectures", {"GPT2LMHeadModel"}},
@@ -340,9 +369,9 @@ TransformerConfig read_huggingface_config(const std::filesystem::path& file) {
   TransformerConfig c;
   try {
     if (j.contains("polaron")) {
-      c = parse_own(j.at("polaron"));
+      c = parse_own(j.at("polaron"), file.string());
     } else {
-      const std::string type = j.value("model_type", "");
+      const std::string type = read_or<std::string>(j, file.string(), "model_type", "");
       if (type != "gpt2" && type != "llama") {
         throw Error(Exit::data,
                     fmt::format("{}: model_type is \"{}\"; polaron reads gpt2 and llama.", file.string(), type));

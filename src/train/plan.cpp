@@ -1,5 +1,6 @@
 #include "train/plan.h"
 
+#include "model/transformer.h"
 #include "optim/optimizer.h"
 #include "train/device_batch.h"
 
@@ -32,7 +33,8 @@ MemoryPlan plan_memory(const Config& config, const ParameterTable& table, const 
   plan.optimizer_state = optimizer.state.bytes();
   plan.optimizer_scratch = optimizer.scratch.bytes();
   const ActivationShape shape = activation_shape(config);
-  plan.activations = ActivationLayout(config.model, shape).plan().bytes();
+  plan.activations =
+      ActivationLayout(config.model, shape).plan().bytes() + Transformer::table_bytes(config.model, shape);
   plan.batches = BatchUploader::bytes(shape.rows());
   return plan;
 }

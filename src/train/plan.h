@@ -17,8 +17,8 @@ struct MemoryPlan {
   std::int64_t gradients = 0;
   std::int64_t optimizer_state = 0;
   std::int64_t optimizer_scratch = 0;
-  std::int64_t activations = 0;  // with the chunk of logits
-  std::int64_t batches = 0;      // tokens on the host and on the device
+  std::int64_t activations = 0;  // with the chunk of logits and the rotary tables
+  std::int64_t batches = 0;      // tokens, targets and documents, two micro-batches of them
   std::int64_t total() const {
     return weights + gradients + optimizer_state + optimizer_scratch + activations + batches;
   }

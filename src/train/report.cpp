@@ -80,8 +80,9 @@ Table optimizer_table(const Assignment& assignment, const ParameterTable& table)
 
 std::string full_rank_note(const Assignment& assignment) {
   if (assignment.full_rank.empty()) return {};
-  return fmt::format("{} matrices (first: {}) have no side longer than the rank: they are orthogonalized fully.",
-                     assignment.full_rank.size(), assignment.full_rank.front());
+  return fmt::format(
+      "{} matrices (first: {}) have a side that is not longer than the rank: they are orthogonalized fully.",
+      assignment.full_rank.size(), assignment.full_rank.front());
 }
 
 std::int64_t resident_bytes() {

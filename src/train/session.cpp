@@ -161,6 +161,29 @@ std::unique_ptr<Loader> Session::open_loader(std::int64_t position) const {
   return std::make_unique<Loader>(loader_options(config, *communicator, separator()), LoaderPosition{position});
 }
 
+std::vector<std::int32_t> Session::sample_prompt() const {
+  if (!vocabulary) {
+    throw Error(Exit::usage, fmt::format("sample.every is {}, but there is no vocabulary.json beside {} to make text "
+                                         "with: give data.vocabulary, or leave sample.every out.",
+                                         config.sample.every, config.data.train));
+  }
+  std::vector<std::int32_t> ids;
+  try {
+    if (!config.sample.prompt.empty()) ids = vocabulary->encode(config.sample.prompt);
+  } catch (const Error&) {
+    throw Error(Exit::usage, fmt::format("sample.prompt: polaron cannot run the tokenizer \"{}\" of the data; leave "
+                                         "the prompt empty.",
+                                         vocabulary->name()));
+  }
+  if (ids.empty() && separator() >= 0) ids.push_back(separator());
+  if (ids.empty()) {
+    throw Error(Exit::usage, fmt::format("sample.prompt is empty, and the data's vocabulary \"{}\" has no separator to "
+                                         "start from: give a prompt, or leave sample.every out.",
+                                         vocabulary->name()));
+  }
+  return ids;
+}
+
 double measure_gemm_rate(Backend& backend) {
   using Clock = std::chrono::steady_clock;
   const auto stream = backend.device().make_stream();

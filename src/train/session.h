@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "backend/backend.h"
 #include "comm/communicator.h"
@@ -52,6 +53,9 @@ class Session {
 
   // The training data from global batch `position` on. A loader reads ahead on a thread of its own.
   std::unique_ptr<Loader> open_loader(std::int64_t position) const;
+  // Token ids of sample.prompt, or the separator where it is empty. Error(Exit::usage) where the data's vocabulary
+  // makes no text or none for this prompt.
+  std::vector<std::int32_t> sample_prompt() const;
   std::int32_t separator() const { return vocabulary ? vocabulary->separator_token() : -1; }
   ModelWeights weights_view() { return {config.model, table, weights.as<float>()}; }
 };

@@ -14,8 +14,9 @@ namespace polaron {
 class SpikeDetector {
  public:
   // deviations: how many above the mean count as a spike; 0: never.
-  SpikeDetector(double deviations, const std::vector<double>& history)
-      : deviations_(deviations), losses_(history.begin(), history.end()) {}
+  SpikeDetector(double deviations, const std::vector<double>& history) : deviations_(deviations) {
+    for (const double loss : history) add(loss);
+  }
 
   void add(double loss) {
     losses_.push_back(loss);

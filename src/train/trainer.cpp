@@ -16,6 +16,7 @@
 #include "train/huggingface.h"
 #include "train/metrics.h"
 #include "train/report.h"
+#include "train/run_directory.h"
 #include "train/session.h"
 #include "train/signals.h"
 #include "train/spikes.h"
@@ -31,13 +32,6 @@ double seconds_since(Clock::time_point start) { return std::chrono::duration<dou
 
 constexpr const char* kMfuConvention = "6N+6LCT";
 
-bool holds_run(const fs::path& run) { return fs::exists(run / "metrics.jsonl") || has_checkpoint(run); }
-
-bool is_inside(const fs::path& path, const fs::path& folder) {
-  const fs::path relative = fs::weakly_canonical(path).lexically_relative(fs::weakly_canonical(folder));
-  return !relative.empty() && *relative.begin() != "..";
-}
-
 // The sign of a NaN means nothing, but it is printed.
 double without_sign_of_nan(double value) {
   return std::isnan(value) ? std::numeric_limits<double>::quiet_NaN() : value;
@@ -48,7 +42,7 @@ class Trainer {
   Trainer(const Config& config, const TrainOptions& options)
       : start_(Clock::now()),
         options_(options),
-        checkpoint_(open_checkpoint(config, options)),
+        checkpoint_(checkpoint_to_resume(config.output, options.resume)),
         session_(config, !checkpoint_),
         run_(session_.config.output),
         steps_(session_),
@@ -62,13 +56,13 @@ class Trainer {
           "are not those that would have followed there.");
     }
     checkpoint_.reset();
+    if (session_.config.sample.every > 0) sample_prompt_ = session_.sample_prompt();
     open_run();
   }
 
   Exit run();
 
  private:
-  static std::optional<CheckpointReader> open_checkpoint(const Config& config, const TrainOptions& options);
   Exit loop();
   void resume();
   void open_run();
@@ -98,6 +92,7 @@ class Trainer {
   std::unique_ptr<Loader> loader_;
   Console console_;
   std::unique_ptr<MetricsLog> metrics_;
+  std::vector<std::int32_t> sample_prompt_;  // token ids
   double gemm_rate_ = 0;
 
   std::int64_t done_ = 0;        // updates queued
@@ -107,36 +102,6 @@ class Trainer {
   bool ended_ = false;  // the log has its last line
   Clock::time_point last_report_;
 };
-
-std::optional<CheckpointReader> Trainer::open_checkpoint(const Config& config, const TrainOptions& options) {
-  const fs::path run(config.output);
-  const bool resumable = has_checkpoint(run);
-  const bool taken = holds_run(run);
-  if (!options.resume) {
-    if (taken) {
-      throw Error(
-          Exit::usage,
-          fmt::format(
-              "{} already holds a run. {}, or choose another directory by --set output=DIR.", run.string(),
-              resumable ? "Go on with it by --resume" : "It has no checkpoint to go on from: remove it to start anew"));
-    }
-    return std::nullopt;
-  }
-  if (options.resume->empty()) {
-    if (!resumable) {
-      throw Error(Exit::data, fmt::format("{} has no checkpoint to resume from; {}leave out --resume to start the run.",
-                                          run.string(), taken ? "remove the directory and " : ""));
-    }
-    return CheckpointReader(run);
-  }
-  CheckpointReader reader(*options.resume);
-  if (taken && !is_inside(reader.folder(), run)) {
-    throw Error(Exit::usage, fmt::format("{} already holds another run than {}. Choose another directory by --set "
-                                         "output=DIR.",
-                                         run.string(), reader.folder().string()));
-  }
-  return reader;
-}
 
 void Trainer::resume() {
   const TrainerState& state = checkpoint_->state();
@@ -339,19 +304,14 @@ void Trainer::validate() {
 
 void Trainer::sample() {
   const SampleConfig& config = session_.config.sample;
-  if (!session_.vocabulary) return;
   console_.phase("sample");
-  std::vector<std::int32_t> prompt;
-  if (!config.prompt.empty()) prompt = session_.vocabulary->encode(config.prompt);
-  if (prompt.empty() && session_.separator() >= 0) prompt.push_back(session_.separator());
-  if (prompt.empty()) return;
   SamplingOptions options;
   options.tokens = config.tokens;
   options.temperature = config.temperature;
   options.top_k = config.top_k;
   options.seed = session_.config.seed + static_cast<std::uint64_t>(done_);
   const std::vector<std::int32_t> ids = generate(*session_.model, *session_.stream, *session_.uploader,
-                                                 session_.config.training.sequence_length, prompt, options);
+                                                 session_.config.training.sequence_length, sample_prompt_, options);
   SampleRecord record;
   record.step = done_;
   record.tokens = done_ * tokens_per_step();

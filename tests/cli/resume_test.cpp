@@ -1,0 +1,244 @@
+// A run that was stopped, however rudely, and resumed ends like one that was not: to the bit.
+#include <signal.h>
+#include <time.h>
+
+#include "support.h"
+
+namespace polaron::test {
+namespace {
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+ProcessOptions paced() {
+  ProcessOptions options;
+  options.paced = true;
+  return options;
+}
+
+// The newest checkpoints of two runs hold the same weights, the same optimizer state and the same position.
+void expect_same_bits(const Workspace& folder, const std::string& a, const std::string& b) {
+  const auto file = [&](const std::string& run, const char* name) {
+    return folder.read("runs/" + run + "/checkpoints/latest/" + name);
+  };
+  EXPECT_TRUE(file(a, "model.safetensors") == file(b, "model.safetensors"));
+  EXPECT_TRUE(file(a, "optimizer.safetensors") == file(b, "optimizer.safetensors"));
+  const auto state = [&](const std::string& run) {
+    json j = json::parse(file(run, "trainer.json"));
+    j.at("config").erase("name");
+    j.at("config").erase("output");
+    return j;
+  };
+  EXPECT_EQ(state(a), state(b));
+}
+
+// metrics.jsonl has the steps 1, 2, ..., `steps`, each once and in order.
+void expect_each_step_once(const Workspace& folder, const std::string& run, std::int64_t steps) {
+  std::vector<std::int64_t> found;
+  for (const json& record : folder.metrics(run)) found.push_back(record.at("step").get<std::int64_t>());
+  std::vector<std::int64_t> expected;
+  for (std::int64_t step = 1; step <= steps; ++step) expected.push_back(step);
+  EXPECT_EQ(found, expected);
+}
+
+// 20 steps straight; 20 steps killed after the eleventh was reported, resumed from the checkpoint of the tenth.
+void expect_kill_and_resume_change_nothing(const json& patch) {
+  const Workspace folder;
+  folder.write_data();
+  folder.train("straight", patch);
+  folder.write_config("killed", patch);
+  {
+    Process process(folder.path(), {"train", "killed.json"}, paced());
+    ASSERT_TRUE(process.read_until("step 11/20"));
+    process.send(SIGKILL);
+    const Outcome outcome = process.finish();
+    ASSERT_EQ(outcome.signal, SIGKILL) << "it ended before it was killed\n" << outcome.out;
+  }
+  const auto killed = folder.metrics("killed");
+  EXPECT_GT(killed.size(), 10U);
+  EXPECT_EQ(folder.checkpoints("killed"), (std::vector<std::string>{"latest", "step-00000010"}));
+
+  const Outcome resumed = folder.run({"train", "killed.json", "--resume"});
+  expect_ended(resumed, 0);
+  EXPECT_TRUE(contains(resumed.out, "resumed at step 10")) << resumed.out;
+  EXPECT_EQ(resumed.err, "");
+  expect_same_bits(folder, "straight", "killed");
+  expect_each_step_once(folder, "killed", 20);
+  EXPECT_EQ(folder.losses("killed"), folder.losses("straight"));
+  EXPECT_EQ(folder.metrics("killed", "validation").back().at("val_loss"),
+            folder.metrics("straight", "validation").back().at("val_loss"));
+}
+
+TEST(Resume, after_kill_9_low_rank_muon_ends_at_the_same_bits) {
+  expect_kill_and_resume_change_nothing({{"optimizer", {{"matrices", {{"momentum_warmup_steps", 15}}}}},
+                                         {"schedule", {{"type", "wsd"}, {"warmup_steps", 3}}}});
+}
+
+TEST(Resume, after_kill_9_low_rank_muon_with_a_gaussian_sketch_ends_at_the_same_bits) {
+  expect_kill_and_resume_change_nothing(
+      {{"model", {{"preset", "llama"}, {"kv_heads", 2}, {"document_mask", true}}},
+       {"optimizer", {{"matrices", {{"sketch", "gaussian"}, {"rank_lr_compensation", "sqrt"}}}}},
+       {"training", {{"micro_batch", 2}, {"recompute", "block"}}}});
+}
+
+TEST(Resume, after_kill_9_muon_ends_at_the_same_bits) {
+  expect_kill_and_resume_change_nothing({{"optimizer", {{"matrices", {{"type", "muon"}, {"rank", nullptr}}}}}});
+}
+
+TEST(Resume, after_kill_9_adamw_ends_at_the_same_bits) {
+  expect_kill_and_resume_change_nothing(
+      {{"optimizer", {{"matrices", {{"type", "adamw"}, {"rank", nullptr}, {"lr", 0.003}}}}}});
+}
+
+TEST(Resume, after_kill_9_sgd_ends_at_the_same_bits) {
+  expect_kill_and_resume_change_nothing(
+      {{"optimizer",
+        {{"matrices", {{"type", "sgd"}, {"rank", nullptr}}}, {"embeddings", {{"type", "sgd"}, {"nesterov", true}}}}},
+       {"training", {{"gradient_clip", 0}}}});
+}
+
+TEST(Resume, over_several_epochs_goes_on_with_the_same_data) {
+  // 11,000 tokens are 85 batches of 8 x 16.
+  const Workspace folder;
+  folder.write_data();
+  const json patch = {{"training", {{"steps", 200}}}, {"checkpoint", {{"every", 90}}}};
+  folder.train("straight", patch);
+  folder.write_config("killed", patch);
+  Process process(folder.path(), {"train", "killed.json"}, paced());
+  ASSERT_TRUE(process.read_until("step 100/200"));
+  process.send(SIGKILL);
+  ASSERT_EQ(process.finish().signal, SIGKILL);
+  expect_ended(folder.run({"train", "killed.json", "--resume"}), 0);
+  expect_same_bits(folder, "straight", "killed");
+  expect_each_step_once(folder, "killed", 200);
+}
+
+TEST(Resume, from_an_older_checkpoint_goes_on_from_there) {
+  const Workspace folder;
+  folder.write_data();
+  folder.train("a");
+  const auto losses = folder.losses("a");
+  const std::string bits = folder.read("runs/a/checkpoints/latest/model.safetensors");
+  expect_ended(folder.run({"train", "a.json", "--resume", "runs/a/checkpoints/step-00000010"}), 0);
+  EXPECT_EQ(folder.losses("a"), losses);
+  EXPECT_EQ(folder.read("runs/a/checkpoints/latest/model.safetensors"), bits);
+  expect_each_step_once(folder, "a", 20);
+}
+
+TEST(Resume, with_other_data_says_so) {
+  const Workspace folder;
+  folder.write_data();
+  folder.train("a", {{"training", {{"steps", 5}}}});
+  folder.write("data/train_2.bin", shard(tiny_language(3000, 7)));
+  const Outcome outcome = folder.run({"train", "a.json", "--set", "training.steps=6", "--resume"});
+  expect_ended(outcome, 0);
+  EXPECT_TRUE(contains(outcome.err, "warning: the data")) << outcome.err;
+}
+
+TEST(Resume, without_the_former_optimizer_s_state_says_what_is_dropped) {
+  const Workspace folder;
+  folder.write_data();
+  folder.train("a", {{"training", {{"steps", 5}}}});
+  const Outcome outcome =
+      folder.run({"train", "a.json", "--set", "training.steps=6", "--set", "optimizer.matrices.type=msgd", "--resume"});
+  expect_ended(outcome, 0);
+  EXPECT_TRUE(contains(outcome.err, "optimizer.safetensors holds state that")) << outcome.err;
+}
+
+// Signals -------------------------------------------------------------------------------------------------------------
+
+class StopSignal : public testing::TestWithParam<int> {};
+
+TEST_P(StopSignal, checkpoints_the_last_complete_step_and_a_resumed_run_ends_at_the_same_bits) {
+  const Workspace folder;
+  folder.write_data();
+  const json patch = {{"training", {{"steps", 40}, {"micro_batch", 2}}}, {"checkpoint", {{"every", 0}}}};
+  folder.train("straight", patch);
+  folder.write_config("stopped", patch);
+  Process process(folder.path(), {"train", "stopped.json"}, paced());
+  ASSERT_TRUE(process.read_until("step  5/40"));
+  process.send(GetParam());
+  const Outcome outcome = process.finish();
+  expect_ended(outcome, static_cast<int>(Exit::interrupted));
+  EXPECT_TRUE(contains(outcome.out, "go on with --resume")) << outcome.out;
+
+  const auto steps = folder.metrics("stopped");
+  const auto last = static_cast<std::int64_t>(steps.size());
+  EXPECT_LT(last, 40);
+  const json end = folder.metrics("stopped", "end").back();
+  EXPECT_EQ(end.at("reason"), GetParam() == SIGINT ? "SIGINT" : "SIGTERM");
+  EXPECT_EQ(end.at("exit_code"), 6);
+  EXPECT_EQ(end.at("step"), last);
+  const json state = json::parse(folder.read("runs/stopped/checkpoints/latest/trainer.json"));
+  EXPECT_EQ(state.at("step"), last);
+
+  expect_ended(folder.run({"train", "stopped.json", "--resume"}), 0);
+  expect_same_bits(folder, "straight", "stopped");
+  expect_each_step_once(folder, "stopped", 40);
+}
+
+INSTANTIATE_TEST_SUITE_P(Both, StopSignal, testing::Values(SIGTERM, SIGINT),
+                         [](const auto& test) { return test.param == SIGTERM ? "SIGTERM" : "SIGINT"; });
+
+TEST(Signals, a_second_interrupt_exits_at_once) {
+  const Workspace folder;
+  folder.write_data();
+  folder.write("data/validation_0.bin", shard(std::vector<int>(4'000'000, 'a')));  // seconds, which no signal shortens
+  folder.write_config("a");
+  Process process(folder.path(), {"train", "a.json"});
+  ASSERT_TRUE(process.read_until("peak rate"));
+  process.send(SIGINT);
+  const struct timespec pause { 0, 200'000'000 };  // at once, it would count as the same interrupt
+  ::nanosleep(&pause, nullptr);
+  process.send(SIGINT);
+  const Outcome outcome = process.finish();
+  expect_ended(outcome, 130);
+  EXPECT_TRUE(contains(outcome.err, "second signal")) << outcome.err;
+  EXPECT_TRUE(folder.checkpoints("a").empty());
+}
+
+TEST(Signals, usr1_checkpoints_and_goes_on) {
+  const Workspace folder;
+  folder.write_data();
+  folder.write_config("a", {{"training", {{"steps", 40}}}, {"checkpoint", {{"every", 0}}}});
+  Process process(folder.path(), {"train", "a.json"}, paced());
+  ASSERT_TRUE(process.read_until("step  5/40"));
+  process.send(SIGUSR1);
+  expect_ended(process.finish(), 0);
+  const auto checkpoints = folder.metrics("a", "checkpoint");
+  ASSERT_EQ(checkpoints.size(), 2U);
+  EXPECT_GE(checkpoints[0].at("step"), 5);
+  EXPECT_LT(checkpoints[0].at("step"), 40);
+  EXPECT_EQ(checkpoints[1].at("step"), 40);
+  EXPECT_TRUE(fs::exists(folder / checkpoints[0].at("path").get<std::string>() / "model.safetensors"));
+  expect_each_step_once(folder, "a", 40);
+}
+
+TEST(MaxTime, ends_a_run_like_a_signal) {
+  const Workspace folder;
+  folder.write_data();
+  const Outcome outcome = folder.train("a", {{"training", {{"steps", 1000000}}}, {"checkpoint", {{"every", 0}}}},
+                                       {"--max-time", "1s"}, static_cast<int>(Exit::interrupted));
+  EXPECT_TRUE(contains(outcome.out, "(max-time); go on with --resume")) << outcome.out;
+  const auto steps = static_cast<std::int64_t>(folder.metrics("a").size());
+  expect_each_step_once(folder, "a", steps);
+  EXPECT_EQ(folder.metrics("a", "end").back().at("reason"), "max-time");
+  const json state = json::parse(folder.read("runs/a/checkpoints/latest/trainer.json"));
+  EXPECT_EQ(state.at("step"), steps);
+}
+
+TEST(Keep, bounds_how_many_checkpoints_stay_and_latest_points_at_the_newest) {
+  const Workspace folder;
+  folder.write_data();
+  for (const auto& [keep, expected] : std::vector<std::pair<int, std::vector<std::string>>>{
+           {1, {"latest", "step-00000011"}},
+           {2, {"latest", "step-00000010", "step-00000011"}},
+           {0, {"latest", "step-00000005", "step-00000010", "step-00000011"}}}) {
+    const std::string name = "keep" + std::to_string(keep);
+    folder.train(name, {{"training", {{"steps", 11}}}, {"checkpoint", {{"every", 5}, {"keep", keep}}}});
+    EXPECT_EQ(folder.checkpoints(name), expected);
+    EXPECT_EQ(fs::read_symlink(folder / "runs" / name / "checkpoints/latest"), "step-00000011");
+  }
+}
+
+}  // namespace
+}  // namespace polaron::test

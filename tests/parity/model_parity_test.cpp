@@ -1,0 +1,127 @@
+// Logits, loss and every gradient of small Hugging Face models, as transformers computes them (in float64).
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "parity/fixture.h"
+
+namespace polaron {
+namespace {
+
+using test::HostBatch;
+using test::TinyModel;
+
+class ModelParity : public testing::TestWithParam<const char*> {
+ protected:
+  ModelParity()
+      : folder_(test::fixtures() / GetParam()), checkpoint_(folder_), expected_(folder_ / "expected.safetensors") {
+    const std::vector<std::int64_t>& shape = expected_.at("ids").shape;
+    batch_ = {
+        shape.at(0), shape.at(1), test::read_integers(expected_, "ids"), test::read_integers(expected_, "targets"), {}};
+  }
+
+  ActivationShape shape() const { return test::shape_for(batch_.sequences, batch_.length); }
+  double expected_loss() const { return test::read_floats(expected_, "loss").at(0); }
+
+  // Forward and backward in micro-batches of that many sequences; the mean loss.
+  double train(TinyModel& model, std::int64_t sequences) const {
+    test::load(model, checkpoint_);
+    const double targets = static_cast<double>(batch_.rows());
+    double sum = 0.0;
+    for (std::int64_t first = 0; first < batch_.sequences; first += sequences) {
+      const std::int64_t count = std::min(sequences, batch_.sequences - first);
+      sum += model.train(batch_.part(first, count), 1.0 / targets, first > 0);
+    }
+    return sum / targets;
+  }
+
+  // 1e-4 of the tensor's norm, or 1e-7 of the whole gradient's where that is more: the key bias's gradient is zero in
+  // exact arithmetic.
+  void expect_gradients(const TinyModel& model) const {
+    std::set<std::string> left;
+    double global = 0.0;
+    for (const std::string& name : expected_.names()) {
+      if (!name.starts_with("grad.")) continue;
+      left.insert(name);
+      const double norm = test::norm_of(test::read_floats(expected_, name));
+      global += norm * norm;
+    }
+    global = std::sqrt(global);
+    const std::vector<float> gradients = model.gradients();
+    for (const ExportedTensor& tensor : exported_tensors(checkpoint_.model(), model.table())) {
+      const std::string name = "grad." + tensor.name;
+      ASSERT_EQ(left.erase(name), 1U) << name;
+      EXPECT_EQ(tensor.shape(), expected_.at(name).shape) << name;
+      const std::vector<float> expected = test::read_floats(expected_, name);
+      const std::vector<float> actual = test::exported_values(model.table(), tensor, gradients);
+      EXPECT_LE(test::distance(actual, expected), std::max(1e-4 * test::norm_of(expected), 1e-7 * global)) << name;
+    }
+    EXPECT_TRUE(left.empty()) << "no gradient for " << *left.begin();
+    EXPECT_EQ(test::nonzero_padding(model.table(), gradients), 0);
+  }
+
+  std::filesystem::path folder_;
+  CheckpointReader checkpoint_;
+  SafetensorsReader expected_;
+  HostBatch batch_;
+};
+
+TEST_P(ModelParity, logits_are_those_of_transformers) {
+  ActivationShape evaluation = shape();
+  evaluation.backward = false;
+  TinyModel model(checkpoint_.model(), evaluation);
+  test::load(model, checkpoint_);
+  const std::vector<float> expected = test::read_floats(expected_, "logits");
+  const std::vector<float> logits = model.logits(batch_);
+  ASSERT_EQ(logits.size(), expected.size());
+  double worst = 0.0;
+  for (std::size_t i = 0; i < logits.size(); ++i) {
+    worst = std::max(worst, std::abs(static_cast<double>(logits[i]) - static_cast<double>(expected[i])));
+  }
+  EXPECT_LE(worst, 1e-5);
+  EXPECT_NEAR(model.loss_sum(batch_) / static_cast<double>(batch_.rows()), expected_loss(), 1e-6);
+}
+
+TEST_P(ModelParity, loss_and_gradients_are_those_of_transformers) {
+  TinyModel model(checkpoint_.model(), shape());
+  EXPECT_NEAR(train(model, batch_.sequences), expected_loss(), 1e-6);
+  expect_gradients(model);
+}
+
+TEST_P(ModelParity, gradients_are_the_same_with_recomputed_blocks) {
+  ActivationShape recompute = shape();
+  recompute.recompute_blocks = true;
+  TinyModel model(checkpoint_.model(), recompute);
+  EXPECT_NEAR(train(model, batch_.sequences), expected_loss(), 1e-6);
+  expect_gradients(model);
+}
+
+TEST_P(ModelParity, gradients_are_the_same_with_the_head_in_chunks) {
+  ActivationShape chunked = shape();
+  chunked.loss_chunk = 11;
+  TinyModel model(checkpoint_.model(), chunked);
+  EXPECT_NEAR(train(model, batch_.sequences), expected_loss(), 1e-6);
+  expect_gradients(model);
+}
+
+TEST_P(ModelParity, gradients_are_the_same_in_two_micro_batches) {
+  TinyModel model(checkpoint_.model(), shape());
+  EXPECT_NEAR(train(model, (batch_.sequences + 1) / 2), expected_loss(), 1e-6);
+  expect_gradients(model);
+}
+
+TEST_P(ModelParity, gradients_are_the_same_on_two_threads) {
+  TinyModel model(checkpoint_.model(), shape(), 2);
+  EXPECT_NEAR(train(model, batch_.sequences), expected_loss(), 1e-6);
+  expect_gradients(model);
+}
+
+INSTANTIATE_TEST_SUITE_P(Fixtures, ModelParity, testing::ValuesIn(test::kFixtureModels),
+                         [](const auto& test) { return std::string(test.param); });
+
+}  // namespace
+}  // namespace polaron

@@ -1,0 +1,205 @@
+// `polaron plan` promises what a run then takes: every class of memory against the device's own count.
+#include "train/plan.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "optim/optimizer.h"
+#include "optim/stepper.h"
+#include "support/tiny_model.h"
+#include "train/device_batch.h"
+
+namespace polaron {
+namespace {
+
+// The CPU backend with a device that counts the bytes it has given out.
+class CountingBackend final : public Backend {
+ public:
+  CountingBackend() : cpu_(make_cpu_backend(1)), device_(cpu_->device()) {}
+  std::int64_t allocated() const { return device_.allocated; }
+
+  Device& device() override { return device_; }
+  EmbeddingOps& embedding() override { return cpu_->embedding(); }
+  NormOps& norm() override { return cpu_->norm(); }
+  LinearOps& linear() override { return cpu_->linear(); }
+  AttentionOps& attention() override { return cpu_->attention(); }
+  LossOps& loss() override { return cpu_->loss(); }
+  ElementwiseOps& elementwise() override { return cpu_->elementwise(); }
+  MatrixOps& matrix() override { return cpu_->matrix(); }
+
+ private:
+  struct Counting final : Device {
+    explicit Counting(Device& real_) : real(real_) {}
+    DeviceInfo info() const override { return real.info(); }
+    void* allocate(std::size_t bytes) override {
+      allocated += static_cast<std::int64_t>(bytes);
+      return real.allocate(bytes);
+    }
+    void release(void* data, std::size_t bytes) noexcept override {
+      allocated -= static_cast<std::int64_t>(bytes);
+      real.release(data, bytes);
+    }
+    std::unique_ptr<Stream> make_stream() override { return real.make_stream(); }
+    std::unique_ptr<Event> make_event() override { return real.make_event(); }
+    void upload(Stream& stream, void* device, const void* host, std::size_t bytes) override {
+      real.upload(stream, device, host, bytes);
+    }
+    void download(Stream& stream, void* host, const void* device, std::size_t bytes) override {
+      real.download(stream, host, device, bytes);
+    }
+    void copy(Stream& stream, void* to, const void* from, std::size_t bytes) override {
+      real.copy(stream, to, from, bytes);
+    }
+    void zero(Stream& stream, void* device, std::size_t bytes) override { real.zero(stream, device, bytes); }
+
+    Device& real;
+    std::int64_t allocated = 0;
+  };
+
+  std::unique_ptr<Backend> cpu_;
+  Counting device_;
+};
+
+Config config_of(const TransformerConfig& model, const OptimizerSettings& matrices) {
+  Config config;
+  config.model = model;
+  config.optimizer = test::matrices_under(matrices);
+  config.training.batch = 8;
+  config.training.micro_batch = 4;
+  config.training.sequence_length = 16;
+  return config;
+}
+
+struct Planned {
+  explicit Planned(const Config& config_)
+      : config(config_),
+        table(config.model),
+        assignment(assign_optimizers(config.optimizer, config.model, table)),
+        memory(plan_memory(config, table, assignment, backend)) {}
+  Config config;
+  CountingBackend backend;
+  ParameterTable table;
+  Assignment assignment;
+  MemoryPlan memory;
+};
+
+TEST(MemoryPlan, allocates_nothing) {
+  const Planned planned(config_of(test::tiny_llama(), test::settings_of(OptimizerKind::low_rank_muon)));
+  EXPECT_EQ(planned.backend.allocated(), 0);
+}
+
+TEST(MemoryPlan, every_class_is_what_the_run_then_takes) {
+  for (const TransformerConfig& model : {test::tiny_gpt2(), test::tiny_llama()}) {
+    for (const test::NamedSettings& named : test::all_settings()) {
+      for (const Recompute recompute : {Recompute::none, Recompute::block}) {
+        Config config = config_of(model, named.settings);
+        config.training.recompute = recompute;
+        Planned planned(config);
+        CountingBackend& backend = planned.backend;
+        std::int64_t before = 0;
+        const auto taken = [&] { return backend.allocated() - std::exchange(before, backend.allocated()); };
+
+        const auto bytes = static_cast<std::size_t>(planned.table.stored_elements()) * sizeof(float);
+        const DeviceBuffer weights(backend.device(), bytes);
+        EXPECT_EQ(taken(), planned.memory.weights) << named.name;
+        const DeviceBuffer gradients(backend.device(), bytes);
+        EXPECT_EQ(taken(), planned.memory.gradients) << named.name;
+        const Optimizer optimizer(planned.assignment, planned.table, backend, 1, weights.as<float>(),
+                                  gradients.as<float>());
+        EXPECT_EQ(taken(), planned.memory.optimizer_state + planned.memory.optimizer_scratch) << named.name;
+        const Transformer transformer(model, planned.table, activation_shape(config), backend, weights.as<float>(),
+                                      gradients.as<float>());
+        EXPECT_EQ(taken(), planned.memory.activations) << named.name;
+        const BatchUploader uploader(backend.device(), activation_shape(config).rows());
+        EXPECT_EQ(taken(), planned.memory.batches) << named.name;
+        EXPECT_EQ(backend.allocated(), planned.memory.total()) << named.name;
+      }
+    }
+  }
+}
+
+TEST(MemoryPlan, state_is_what_the_optimizer_is_known_for) {
+  const auto plan = [](OptimizerKind kind) {
+    OptimizerSettings settings = test::settings_of(kind);
+    settings.rank = {4, 1};
+    Config config = config_of(test::tiny_llama(), settings);
+    config.model.width = 256;  // large enough for rounding to 256 bytes not to matter
+    config.model.head_size = 64;
+    config.model.mlp_hidden = 512;
+    const Planned planned(config);
+    struct {
+      double state, scratch;
+    } result{static_cast<double>(planned.memory.optimizer_state),
+             static_cast<double>(planned.memory.optimizer_scratch)};
+    return result;
+  };
+  const ParameterTable table([] {
+    TransformerConfig model = test::tiny_llama();
+    model.width = 256;
+    model.head_size = 64;
+    model.mlp_hidden = 512;
+    return model;
+  }());
+  const double matrices = 4.0 * static_cast<double>(table.elements(Role::matrix));
+  const double others = 4.0 * static_cast<double>(table.stored_elements()) - matrices;
+  EXPECT_NEAR(plan(OptimizerKind::adamw).state, 2.0 * (matrices + others), 0.01 * matrices);
+  EXPECT_NEAR(plan(OptimizerKind::sgd).state, matrices + 2.0 * others, 0.01 * matrices);
+  EXPECT_NEAR(plan(OptimizerKind::muon).state, matrices + 2.0 * others, 0.01 * matrices);
+  EXPECT_NEAR(plan(OptimizerKind::low_rank_muon).state, matrices + 2.0 * others, 0.01 * matrices);
+  EXPECT_NEAR(plan(OptimizerKind::msgd).state, 2.0 * others, 0.01 * matrices);
+  EXPECT_NEAR(plan(OptimizerKind::low_rank_msgd).state, 2.0 * others, 0.01 * matrices);
+  EXPECT_LT(plan(OptimizerKind::low_rank_muon).scratch, plan(OptimizerKind::muon).scratch);
+  EXPECT_LT(plan(OptimizerKind::adamw).scratch, 2048.0);
+}
+
+TEST(FlopsPerToken, follows_the_convention_6n_plus_6lct) {
+  TransformerConfig model = test::tiny_llama();
+  const ParameterTable table(model);
+  // q, k, v, out, gate, up, down of two layers, and the head; not the token table, which is looked up.
+  const std::int64_t n = 2 * (32 * 32 + 2 * 16 * 32 + 32 * 32 + 3 * 85 * 32) + 61 * 32;
+  const FlopsPerToken flops = flops_per_token(model, table, 16);
+  EXPECT_EQ(flops.matmul_parameters, n);
+  EXPECT_DOUBLE_EQ(flops.matmul, 6.0 * static_cast<double>(n));
+  EXPECT_DOUBLE_EQ(flops.attention, 6.0 * 2 * 32 * 16);
+  EXPECT_DOUBLE_EQ(flops.total(), flops.matmul + flops.attention);
+  model.tied_embeddings = true;  // the table is then the head
+  EXPECT_EQ(flops_per_token(model, ParameterTable(model), 16).matmul_parameters, n);
+}
+
+TEST(FlopsPerToken, of_gpt2_124m_is_the_known_number) {
+  const auto file = std::filesystem::path(POLARON_SOURCE_DIR) / "configs" / "gpt2-124m.json";
+  const TransformerConfig model = load_config(file).model;
+  const FlopsPerToken flops = flops_per_token(model, ParameterTable(model), 1024);
+  // 124.4 M parameters without the position table, biases and norms: 6 x 123.5 M, and 6 x 12 x 768 x 1024.
+  EXPECT_EQ(flops.matmul_parameters, 12LL * 12 * 768 * 768 + 50257LL * 768);
+  EXPECT_NEAR(flops.total(), 7.98e8, 0.01e8);
+}
+
+TEST(TrafficPlan, of_one_process_is_nothing) {
+  const Planned planned(config_of(test::tiny_llama(), test::settings_of(OptimizerKind::low_rank_muon)));
+  const TrafficPlan traffic = plan_traffic(planned.table, planned.assignment, 1);
+  EXPECT_EQ(traffic.gradients, 0);
+  EXPECT_EQ(traffic.parameters, 0);
+  EXPECT_EQ(traffic.parameters_factors, 0);
+}
+
+TEST(TrafficPlan, is_the_rings_share_and_factors_are_less_than_matrices) {
+  const Planned planned(config_of(test::tiny_llama(), test::settings_of(OptimizerKind::low_rank_muon)));
+  const TrafficPlan traffic = plan_traffic(planned.table, planned.assignment, 4);
+  const double all = 4.0 * static_cast<double>(planned.table.elements());
+  EXPECT_NEAR(static_cast<double>(traffic.gradients), 0.75 * all, 16.0);
+  EXPECT_NEAR(static_cast<double>(traffic.parameters), 0.75 * all, 16.0);
+  // (m + n) r instead of m n: rank 8; per layer two of 32 x 32, two of 16 x 32, three of 85 x 32.
+  const double saved = 4.0 * 2 * (2 * (32 * 32 - 64 * 8) + 2 * (16 * 32 - 48 * 8) + 3 * (85 * 32 - 117 * 8));
+  EXPECT_NEAR(static_cast<double>(traffic.parameters_factors), 0.75 * (all - saved), 16.0);
+  const Planned full(config_of(test::tiny_llama(), test::settings_of(OptimizerKind::muon)));
+  EXPECT_EQ(plan_traffic(full.table, full.assignment, 4).parameters_factors,
+            plan_traffic(full.table, full.assignment, 4).parameters);
+}
+
+}  // namespace
+}  // namespace polaron
