@@ -69,6 +69,7 @@ std::string name_in(CheckpointLayout layout, const std::string& own, const std::
   for (const Naming& naming : kNames) {
     if (parts.stem != naming.own) continue;
     std::string name = layout == CheckpointLayout::gpt2 ? naming.gpt2 : naming.llama;
+    if (name.empty()) return own;  // of a part that such a model does not have
     name = replaced(replaced(std::move(name), "{}", parts.number), "%b", block);
     return name + parts.ending;
   }
