@@ -111,8 +111,8 @@ class MatrixOps {
 
   // For matrix i: g = clip * gradients[i]; momentum (stored like the parameter, contiguous [rows, cols], null for kind
   // none) is updated unless gate says no; stack[i] = u, transposed where tall. A group may mix a shape with
-  // its transpose. Non-finite input is caught by the gate before this; where the gate says no, the stack too stays as it
-  // was.
+  // its transpose. Non-finite input is caught by the gate before this; where the gate says no, the stack too stays as
+  // it was.
   virtual void momentum_to_stack(Stream& stream, const MomentumRule& rule, const StepGate& gate,
                                  std::span<const MatrixView> gradients, std::span<float* const> momentum,
                                  float* stack) = 0;
