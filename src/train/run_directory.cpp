@@ -1,6 +1,11 @@
 #include "train/run_directory.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cerrno>
 
 #include "base/error.h"
 
@@ -9,8 +14,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-bool holds_run(const fs::path& run) { return fs::exists(run / "metrics.jsonl") || has_checkpoint(run); }
-
 bool is_inside(const fs::path& path, const fs::path& folder) {
   const fs::path relative = fs::weakly_canonical(path).lexically_relative(fs::weakly_canonical(folder));
   return !relative.empty() && *relative.begin() != "..";
@@ -18,9 +21,20 @@ bool is_inside(const fs::path& path, const fs::path& folder) {
 
 }  // namespace
 
+File lock_run_directory(const fs::path& run) {
+  File folder(::open(run.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC), run);
+  if (folder.descriptor() >= 0 && ::flock(folder.descriptor(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+    throw Error(Exit::usage,
+                fmt::format("another process trains in {}. Stop it first (SIGTERM makes it checkpoint), or "
+                            "choose another directory by --set output=DIR.",
+                            run.string()));
+  }
+  return folder;
+}
+
 std::optional<CheckpointReader> checkpoint_to_resume(const fs::path& run, const std::optional<fs::path>& resume) {
   const bool resumable = has_checkpoint(run);
-  const bool taken = holds_run(run);
+  const bool taken = resumable || fs::exists(run / "metrics.jsonl");
   if (!resume) {
     if (taken) {
       throw Error(

@@ -1,12 +1,18 @@
-// What a start may do with a run directory: begin a run in it, or go on with the one that it holds.
+// What a start may do with a run directory: begin a run in it, or go on with the one that it holds, alone.
 #pragma once
 
 #include <filesystem>
 #include <optional>
 
+#include "io/file.h"
 #include "train/checkpoint.h"
 
 namespace polaron {
+
+// Holds the directory for this process until the File is closed, at the latest until its death: Error(Exit::usage)
+// where another process holds it. A closed File where there is no such directory yet, or where its file system has no
+// locks.
+File lock_run_directory(const std::filesystem::path& run);
 
 // The checkpoint that a run with output directory `run` goes on from; nothing for a new run. `resume` as in
 // TrainOptions. Refuses what would overwrite another run: Error(Exit::usage) where `run` holds one and `resume` is

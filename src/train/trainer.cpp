@@ -42,6 +42,7 @@ class Trainer {
   Trainer(const Config& config, const TrainOptions& options)
       : start_(Clock::now()),
         options_(options),
+        lock_(lock_run_directory(config.output)),
         checkpoint_(checkpoint_to_resume(config.output, options.resume)),
         session_(config, !checkpoint_),
         run_(session_.config.output),
@@ -83,6 +84,7 @@ class Trainer {
 
   Clock::time_point start_;
   TrainOptions options_;
+  File lock_;                                   // on the run directory, where it exists
   std::optional<CheckpointReader> checkpoint_;  // to resume from; gone once it is read
   Session session_;
   fs::path run_;
@@ -130,6 +132,7 @@ void Trainer::open_run() {
     throw Error(Exit::data, fmt::format("cannot create the run directory {}: {}. Choose another by --set output=DIR.",
                                         run_.string(), failure.message()));
   }
+  if (lock_.descriptor() < 0) lock_ = lock_run_directory(run_);
   metrics_ = std::make_unique<MetricsLog>(run_ / "metrics.jsonl",
                                           options_.resume ? std::optional<std::int64_t>(done_) : std::nullopt);
   write_file_atomically(run_ / "config.json", to_json(session_.config));

@@ -244,6 +244,22 @@ TEST(RunDirectory, without_a_checkpoint_says_how_to_start_anew) {
   EXPECT_EQ(contents(folder.path()), before);
 }
 
+TEST(RunDirectory, is_not_shared_with_a_process_that_trains_in_it) {
+  const Workspace folder;
+  folder.write_data();
+  folder.write_config("a", {{"training", {{"steps", 40}}}});
+  ProcessOptions paced;
+  paced.paced = true;
+  Process process(folder.path(), {"train", "a.json"}, paced);
+  ASSERT_TRUE(process.read_until("step-00000010"));
+  for (const Arguments& arguments : {Arguments{"train", "a.json"}, Arguments{"train", "a.json", "--resume"}}) {
+    expect_refused(folder.run(arguments), Exit::usage, {"another process trains in runs/a", "--set output=DIR"});
+  }
+  folder.eval("runs/a");
+  expect_ended(process.finish(), 0);
+  EXPECT_EQ(folder.losses("a").size(), 40U);
+}
+
 TEST(RunDirectory, that_cannot_be_is_named) {
   const Workspace folder;
   folder.write_data();

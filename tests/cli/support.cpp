@@ -12,7 +12,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstring>
+#include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <random>
@@ -68,6 +68,8 @@ Process::Process(const fs::path& folder, const Arguments& arguments, const Proce
   std::vector<char*> pointers{const_cast<char*>(program.c_str())};
   for (const std::string& each : arguments) pointers.push_back(const_cast<char*>(each.c_str()));
   pointers.push_back(nullptr);
+  // Threads that spin while they wait for one another take seconds a step where tests run side by side.
+  ::setenv("OMP_WAIT_POLICY", "passive", 0);
   id_ = ::fork();
   if (id_ < 0) fail_with_errno("fork");
   if (id_ == 0) {  // only what is safe in a signal handler from here on
