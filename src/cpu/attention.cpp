@@ -83,7 +83,8 @@ void softmax_step(float* scores, int64_t keys, int64_t first_key, const Visibili
       for (int64_t j = 0; j < keys; ++j) {
         float* const score = scores + j * kTileCols + lane;
         const IntVec key = broadcast(static_cast<std::int32_t>(first_key + j));
-        const Vec s = (key >= first) & (key <= last) ? load_vec(score) : hidden;
+        const IntVec visible = (key >= first) & (key <= last);
+        const Vec s = visible ? load_vec(score) : hidden;
         store_vec(score, s);
         highest = s > highest ? s : highest;
       }

@@ -1,6 +1,8 @@
 #include "cpu/gemm.h"
 
 #include <algorithm>
+#include <optional>
+#include <stdexcept>
 
 #include "cpu/blas.h"
 #include "cpu/gemm_cut.h"
@@ -99,11 +101,20 @@ GemmEngine default_gemm_engine() {
 
 void Gemm::operator()(const GemmArgs& args, const GemmEpilogue* epilogue) {
   if (args.m == 0 || args.n == 0) return;
+  if (args.a_transposed && (args.c == nullptr || args.halves)) {
+    throw std::logic_error("a product with a transposed A is stored, and not in halves");
+  }
   const int threads = omp_get_max_threads();
   const GemmCut cut = choose_cut(args, threads);
-  const TileRun tiles(args, cut, epilogue);
-  const bool own = engine_ == GemmEngine::tiles;
-  scratch_.reserve(threads, own ? tiles.scratch_floats() : static_cast<std::size_t>(kBlasRows * kBlasCols));
+  std::optional<RowGemm> in_place;
+  std::optional<StripGemm> in_strips;
+  const TileGemm* tiles = nullptr;
+  if (engine_ == GemmEngine::tiles) {
+    tiles = args.a_transposed ? static_cast<const TileGemm*>(&in_strips.emplace(args, cut, epilogue))
+                              : &in_place.emplace(args, cut, epilogue);
+  }
+  scratch_.reserve(threads,
+                   tiles != nullptr ? tiles->scratch_floats() : static_cast<std::size_t>(kBlasRows * kBlasCols));
   // Always the whole team: a smaller one would make the OpenMP runtime end and start threads.
 #pragma omp parallel
   {
@@ -111,8 +122,8 @@ void Gemm::operator()(const GemmArgs& args, const GemmEpilogue* epilogue) {
     for (int64_t i = omp_get_thread_num(); i < cut.down * cut.across; i += omp_get_num_threads()) {
       const GemmPart part = part_at(args, cut, i);
       if (part.rows == 0 || part.panels == 0) continue;
-      if (own) {
-        tiles(part, scratch);
+      if (tiles != nullptr) {
+        tiles->run(part, scratch);
       } else {
         run_blas(args, epilogue, part, scratch);
       }

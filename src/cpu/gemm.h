@@ -17,11 +17,12 @@ struct GemmArgs {
   const float* b = nullptr;
   std::int64_t ldb = 0;
   bool b_transposed = false;  // b is [n, k]
-  // Null: the product is not stored; only the epilogue sees it.
+  // Null: the product is not stored; only the epilogue sees it. Not with a transposed A.
   float* c = nullptr;
   std::int64_t ldc = 0;
   bool accumulate = false;
-  // C's columns are handled in pairs (j, j + n/2), n even, so that the epilogue sees both at once. Needs c.
+  // C's columns are handled in pairs (j, j + n/2), n even, so that the epilogue sees both at once. Needs c
+  // and an A that is not transposed.
   bool halves = false;
   // a_sums[i] (+)= sum over p of A'(i, p), added to what is there when `accumulate`. Null: not wanted. Needs
   // a_transposed.

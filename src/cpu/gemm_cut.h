@@ -39,42 +39,94 @@ struct GemmPart {
 };
 GemmPart part_at(const GemmArgs& args, const GemmCut& cut, std::int64_t index);
 
-// Our own engine: the product of one part at a time. Safe to call from several threads, each with its own scratch.
-class TileRun {
+// Our own engine (gemm_tiles.cpp). A product is computed part by part; several threads may do so at the same time, each
+// with its own scratch of scratch_floats().
+class TileGemm {
  public:
-  TileRun(const GemmArgs& args, const GemmCut& cut, const GemmEpilogue* epilogue);
+  virtual ~TileGemm() = default;
+  virtual void run(const GemmPart& part, float* scratch) const = 0;
   std::size_t scratch_floats() const { return floats_; }
-  void operator()(const GemmPart& part, float* scratch) const;
 
- private:
-  // Panels of B for a pass over some of the depth, for rows of C, and of these rows' tiles the ones that are computed
-  // from one packing: all of them with A in place, a few strips with A packed.
-  struct Step {
-    std::int64_t row, rows, panel, panels, p, depth;
-    std::int64_t tiles, tile, count;  // in all, first of this step, of this step
-    bool first_pass, last_pass, first_panels;
-    std::int64_t row_at(std::int64_t t) const { return row + rows * t / tiles; }
+ protected:
+  TileGemm(const GemmArgs& args, const GemmEpilogue* epilogue) : args_(args), epilogue_(epilogue) {}
+
+  // One tile: rows [row, row + rows) of C, one panel, `depth` steps from `a` (at stride lda) and `b` (packed).
+  struct Tile {
+    std::int64_t row, rows;
+    GemmPanel panel;
+    std::int64_t depth;
+    const float* a;
+    std::int64_t lda;
+    const float* b;
+    bool first_pass, last_pass;
+    bool second_half;  // the pair is complete
   };
-  Step step_at(const GemmPart& part, std::int64_t index) const;
-  std::int64_t steps_of(const GemmPart& part) const;
-  std::int64_t groups_of(const GemmPart& part) const;
-  std::int64_t rounds_of(const GemmPart& part) const;
-  // A slice of what a step needs packed into buffer 0 or 1.
-  void pack(const GemmPart& part, const Step& step, std::int64_t slice, std::int64_t slices, float* to,
-            float* partial_sums) const;
-  Region region(const Step& step, std::int64_t slice, std::int64_t slices) const;
-  Region next_rows(const Step& step, std::int64_t tile, std::int64_t j) const;
-  void run_tile(const Step& step, std::int64_t tile, std::int64_t j, const float* strips, const float* panels,
-                const Region& ahead, float* scratch) const;
+  // `partial`, where C is not stored: the tile's sums so far, at `partial_stride`. `edge`: kTileRows * kTileCols
+  // floats. `soon`: memory needed soon, besides what the tile itself touches at its end.
+  void run_tile(const Tile& tile, float* partial, std::int64_t partial_stride, float* edge, const Region& soon,
+                const Region& also_soon) const;
+
+  std::size_t take(std::int64_t floats) {
+    const std::size_t offset = floats_;
+    floats_ += aligned_floats(floats);
+    return offset;
+  }
 
   const GemmArgs& args_;
   const GemmEpilogue* epilogue_;
-  std::int64_t passes_, depth_, chunk_;  // passes over C, depth of one, panels of B that are packed at a time
-  bool cached_;                          // A stays in cache while a thread walks over the panels
-  bool keep_partial_;                    // sums between passes are kept in scratch
-  // Offsets into scratch: what is packed in turns into two buffers, what is packed at once, sums of A, a tile, partial
-  // products.
-  std::size_t turns_[2], panels_, sums_, tile_, partial_, floats_;
+
+ private:
+  std::size_t floats_ = 0;
+};
+
+// A's rows run along the depth and are read in place. C is cut into chunks of columns, these into rounds of rows whose
+// part of A stays in the second-level cache, and these into panels. B is packed panel by panel, in the first round,
+// while the panel before is multiplied; later rounds find it packed.
+class RowGemm final : public TileGemm {
+ public:
+  RowGemm(const GemmArgs& args, const GemmCut& cut, const GemmEpilogue* epilogue);
+  void run(const GemmPart& part, float* scratch) const override;
+
+ private:
+  struct Chunk {
+    std::int64_t panel, panels;
+    std::int64_t rounds;
+  };
+  // One panel for one round and one pass.
+  struct Step {
+    std::int64_t row, rows, tiles;
+    std::int64_t panel;  // in the chunk
+    std::int64_t p, depth;
+    bool first_round, first_pass, last_pass;
+    float* packed;
+    std::int64_t row_at(std::int64_t tile) const { return row + rows * tile / tiles; }
+  };
+  Step step_at(const GemmPart& part, const Chunk& chunk, std::int64_t index, float* scratch) const;
+  void run_step(const Chunk& chunk, const Step& step, const Step* next, float* scratch) const;
+
+  std::int64_t passes_, depth_, round_rows_, chunk_;
+  bool keep_partial_;  // sums between passes are kept in scratch
+  std::size_t packed_, edge_, partial_;
+};
+
+// A's rows run across the depth: strips of a tile's height are packed, while the strips before are multiplied with some
+// panels of B that stay in the second-level cache.
+class StripGemm final : public TileGemm {
+ public:
+  StripGemm(const GemmArgs& args, const GemmCut& cut, const GemmEpilogue* epilogue);
+  void run(const GemmPart& part, float* scratch) const override;
+
+ private:
+  // Some strips of A, and the panels that they are multiplied with, for one pass.
+  struct Step {
+    std::int64_t panel, panels, p, depth;
+    std::int64_t tile, count;
+    bool first_pass, last_pass, first_panels;
+  };
+  Step step_at(const GemmPart& part, std::int64_t index) const;
+
+  std::int64_t passes_, depth_, chunk_;
+  std::size_t strips_[2], panels_, sums_, edge_;
 };
 
 }  // namespace polaron::cpu

@@ -1,0 +1,178 @@
+// The engine behind the linear layers, on products of small integers: these are exact in fp32, so that every way of
+// cutting a product into rounds, passes, chunks, strips and threads must give the very same numbers as OpenBLAS.
+#include "cpu/gemm.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/blas.h"
+#include "ops/reference.h"
+
+namespace polaron::test {
+namespace {
+
+using cpu::Gemm;
+using cpu::GemmArgs;
+using cpu::GemmBlock;
+using cpu::GemmEngine;
+
+Matrix integers(std::int64_t rows, std::int64_t cols, std::uint64_t seed, std::int64_t padding = 0) {
+  Matrix matrix(rows, cols, padding);
+  const std::vector<std::int32_t> values = random_integers(rows * cols, 7, seed);
+  for (std::int64_t i = 0; i < rows * cols; ++i) matrix.at(i / cols, i % cols) = static_cast<float>(values[i] - 3);
+  return matrix;
+}
+
+struct Sizes {
+  std::int64_t m, n, k;
+};
+
+// Two operands and what OpenBLAS makes of them.
+struct Product {
+  Product(const Sizes& s, bool a_transposed, bool b_transposed)
+      : a(integers(a_transposed ? s.k : s.m, a_transposed ? s.m : s.k, 1, 3)),
+        b(integers(b_transposed ? s.n : s.k, b_transposed ? s.k : s.n, 2, 1)),
+        expected(s.m, s.n) {
+    args.m = s.m;
+    args.n = s.n;
+    args.k = s.k;
+    args.a = a.tensor().f32();
+    args.lda = a.tensor().stride;
+    args.a_transposed = a_transposed;
+    args.b = b.tensor().f32();
+    args.ldb = b.tensor().stride;
+    args.b_transposed = b_transposed;
+    cpu::sgemm(a_transposed, b_transposed, s.m, s.n, s.k, args.a, args.lda, args.b, args.ldb, 0.0F,
+               expected.tensor().f32(), s.n);
+  }
+  void store(Matrix& c) {
+    args.c = c.tensor().f32();
+    args.ldc = c.tensor().stride;
+  }
+
+  Matrix a, b, expected;
+  GemmArgs args;
+};
+
+void expect_equal(const Matrix& actual, const Matrix& expected, double added, const std::string& what) {
+  for (std::int64_t r = 0; r < expected.rows(); ++r) {
+    for (std::int64_t c = 0; c < expected.cols(); ++c) {
+      ASSERT_EQ(static_cast<double>(actual.at(r, c)), static_cast<double>(expected.at(r, c)) + added)
+          << what << " at [" << r << ", " << c << "]";
+    }
+  }
+}
+
+class GemmEngines : public testing::TestWithParam<GemmEngine> {
+ protected:
+  Gemm gemm_{GetParam()};
+};
+
+TEST_P(GemmEngines, every_cut_gives_the_exact_product) {
+  // In turn: tiles' edges; several rounds; several passes and rounds; several chunks of columns.
+  for (const Sizes& s : {Sizes{29, 70, 50}, Sizes{700, 45, 1000}, Sizes{400, 100, 2300}, Sizes{200, 1100, 1500}}) {
+    for (const bool a_transposed : {false, true}) {
+      for (const bool b_transposed : {false, true}) {
+        Product product(s, a_transposed, b_transposed);
+        for (const int threads : {1, 2, 5}) {
+          const Threads fixed(threads);
+          Matrix c = Matrix::filled(s.m, s.n, 5.0F, 2);
+          product.store(c);
+          product.args.accumulate = threads != 2;
+          gemm_(product.args);
+          expect_equal(c, product.expected, product.args.accumulate ? 5.0 : 0.0,
+                       std::to_string(s.m) + " x " + std::to_string(s.n) + " x " + std::to_string(s.k) + ", " +
+                           std::to_string(threads) + " threads");
+        }
+      }
+    }
+  }
+}
+
+TEST_P(GemmEngines, sums_of_a_transposed_operand_come_along) {
+  for (const Sizes& s : {Sizes{1, 1, 1}, Sizes{17, 5, 900}, Sizes{130, 1100, 500}}) {
+    Product product(s, true, false);
+    for (const int threads : {1, 3}) {
+      const Threads fixed(threads);
+      for (const bool accumulate : {false, true}) {
+        Matrix c(s.m, s.n), sums = Matrix::filled(1, s.m, 2.0F);
+        product.store(c);
+        product.args.accumulate = accumulate;
+        product.args.a_sums = sums.tensor().f32();
+        gemm_(product.args);
+        for (std::int64_t i = 0; i < s.m; ++i) {
+          float expected = accumulate ? 2.0F : 0.0F;
+          for (std::int64_t p = 0; p < s.k; ++p) expected += product.a.at(p, i);
+          ASSERT_EQ(sums.at(0, i), expected) << i;
+        }
+      }
+    }
+  }
+}
+
+// Counts how often each element is seen, and keeps the values.
+class Recorder final : public cpu::GemmEpilogue {
+ public:
+  Recorder(std::int64_t rows, std::int64_t cols) : seen(rows, cols), values(rows, cols) {}
+  void apply(const GemmBlock& block) const override {
+    const std::lock_guard lock(mutex_);
+    for (std::int64_t r = 0; r < block.rows; ++r) {
+      for (std::int64_t c = 0; c < block.cols; ++c) {
+        record(block.row + r, block.col + c, block.values[r * block.stride + c]);
+        if (block.second != nullptr) {
+          record(block.row + r, seen.cols() / 2 + block.col + c, block.second[r * block.stride + c]);
+        }
+      }
+    }
+  }
+  mutable Matrix seen, values;
+
+ private:
+  void record(std::int64_t row, std::int64_t col, float value) const {
+    seen.at(row, col) += 1.0F;
+    values.at(row, col) = value;
+  }
+  mutable std::mutex mutex_;
+};
+
+TEST_P(GemmEngines, the_epilogue_sees_each_finished_element_once) {
+  for (const Sizes& s : {Sizes{1, 2, 1}, Sizes{40, 90, 30}, Sizes{300, 130, 1000}, Sizes{310, 330, 2300}}) {
+    for (const bool b_transposed : {false, true}) {
+      for (const bool halves : {false, true}) {
+        for (const bool stored : {false, true}) {
+          if (halves && !stored) continue;
+          const Threads fixed(3);
+          Product product(s, false, b_transposed);
+          Matrix c(s.m, s.n, 3);
+          if (stored) product.store(c);
+          product.args.halves = halves;
+          const Recorder recorder(s.m, s.n);
+          gemm_(product.args, &recorder);
+          expect_equal(recorder.seen, Matrix::filled(s.m, s.n, 1.0F), 0.0, "times seen");
+          expect_equal(recorder.values, product.expected, 0.0, "values seen");
+          if (stored) expect_equal(c, product.expected, 0.0, "values stored");
+        }
+      }
+    }
+  }
+}
+
+TEST_P(GemmEngines, a_transposed_operand_cannot_be_combined_with_halves_or_an_unstored_product) {
+  Product product({4, 4, 4}, true, false);
+  EXPECT_THROW(gemm_(product.args), std::logic_error);
+  Matrix c(4, 4);
+  product.store(c);
+  product.args.halves = true;
+  EXPECT_THROW(gemm_(product.args), std::logic_error);
+}
+
+INSTANTIATE_TEST_SUITE_P(Engines, GemmEngines, testing::Values(GemmEngine::tiles, GemmEngine::blas),
+                         [](const auto& engine) { return engine.param == GemmEngine::tiles ? "tiles" : "blas"; });
+
+}  // namespace
+}  // namespace polaron::test
