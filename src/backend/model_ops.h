@@ -2,10 +2,11 @@
 // src/cpu/<family>.cpp and cuda/<family>.cu. Drawn at the granularity of CUDA kernels: what a GPU fuses is one op here.
 //
 // Conventions. N = B*T rows: B sequences of T tokens, row b*T + t. Activations and their gradients are matrices [N,
-// width] of dtype f32 or bf16 (one dtype a call); statistics, gradients of parameters and losses are fp32. "+=" means
-// the op adds to what is there; everything else is overwritten. Every op is deterministic: the same inputs give the
-// same bits. Ops trust their callers' shapes (the model checks them once) and throw std::logic_error where an
-// unsupported combination reaches them.
+// width] of dtype f32 or bf16, one dtype a call, which is also the dtype of the weights of linear layers and of the
+// tables of embeddings. Weights and biases of norms, biases of linear layers, statistics, gradients of parameters and
+// losses are fp32 always; so is accumulation. "+=" means the op adds to what is there; everything else is overwritten.
+// Every op is deterministic: the same inputs give the same bits. Ops trust their callers' shapes (the model checks them
+// once) and throw std::logic_error where an unsupported combination reaches them.
 #pragma once
 
 #include <cstdint>

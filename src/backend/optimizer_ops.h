@@ -11,6 +11,7 @@
 #include <span>
 #include <vector>
 
+#include "backend/bf16.h"
 #include "backend/device.h"
 #include "backend/philox.h"
 #include "backend/tensor.h"
@@ -33,7 +34,8 @@ struct AdamWRange {
   float* v;
   std::int64_t n;
   float lr, beta1, beta2, eps, weight_decay;
-  std::int64_t step;  // 1 at the first update (bias correction)
+  std::int64_t step;        // 1 at the first update (bias correction)
+  bf16* working = nullptr;  // n elements that get the new parameters, rounded; null: none wanted
 };
 
 struct SgdRange {
@@ -43,6 +45,7 @@ struct SgdRange {
   std::int64_t n;
   float lr, mu, weight_decay;
   bool nesterov;
+  bf16* working = nullptr;  // as above
 };
 
 class ElementwiseOps {
@@ -53,6 +56,8 @@ class ElementwiseOps {
   virtual void adamw(Stream& stream, std::span<const AdamWRange> ranges, const StepGate& gate) = 0;
   // torch.optim.SGD with decoupled decay: p *= 1 - lr*wd;  b = mu b + g;  p -= lr * (nesterov ? g + mu b : b).
   virtual void sgd(Stream& stream, std::span<const SgdRange> ranges, const StepGate& gate) = 0;
+  // to[i] = from[i] rounded to nearest: the working copy of weights that were drawn or loaded.
+  virtual void round(Stream& stream, const float* from, bf16* to, std::int64_t n) = 0;
   // *sum (fp64) = sum of squares over all ranges, in an order that does not depend on the number of threads.
   virtual void sum_of_squares(Stream& stream, std::span<const std::span<const float>> ranges, double* sum) = 0;
   // From the gradient's sum of squares: *norm = sqrt(sum); *clip = max_norm > 0 ? min(1, max_norm / (norm + 1e-6)) : 1;
@@ -68,6 +73,7 @@ class ElementwiseOps {
 struct MatrixView {
   float* data;
   std::int64_t rows, cols, stride;
+  bf16* working = nullptr;  // of a parameter: a copy of the same layout that an update rewrites, rounded; null: none
   bool tall() const { return rows > cols; }
 };
 

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <stdexcept>
 
+#include "backend/bf16.h"
+
 namespace polaron {
 
 enum class DType : std::uint8_t { f32, bf16, i32 };
@@ -36,7 +38,7 @@ struct Tensor {
 
   float* f32() const { return static_cast<float*>(expect(DType::f32)); }
   std::int32_t* i32() const { return static_cast<std::int32_t*>(expect(DType::i32)); }
-  std::uint16_t* bf16() const { return static_cast<std::uint16_t*>(expect(DType::bf16)); }
+  polaron::bf16* bf16() const { return static_cast<polaron::bf16*>(expect(DType::bf16)); }
 
   // Rows [first, first + count) of this view.
   Tensor row_range(std::int64_t first, std::int64_t count) const {

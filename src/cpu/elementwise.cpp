@@ -15,6 +15,12 @@ constexpr std::int64_t kSumChunk = 1 << 16;
 
 std::int64_t size_of_range(const AdamWRange& range) { return range.n; }
 std::int64_t size_of_range(const SgdRange& range) { return range.n; }
+struct RoundRange {
+  const float* from;
+  bf16* to;
+  std::int64_t n;
+};
+std::int64_t size_of_range(const RoundRange& range) { return range.n; }
 std::int64_t size_of_range(std::span<const float> range) { return static_cast<std::int64_t>(range.size()); }
 
 // Calls body(range, first, count, index) for every chunk of every range, `index` counting the chunks of all ranges.
@@ -62,6 +68,13 @@ struct AdamWFactors {
   }
 };
 
+// to may be null.
+void round_chunk(const float* from, bf16* to, std::int64_t first, std::int64_t count) {
+  if (to == nullptr) return;
+#pragma omp simd
+  for (std::int64_t i = first; i < first + count; ++i) to[i] = to_bf16(from[i]);
+}
+
 void adamw_chunk(const AdamWRange& range, const AdamWFactors& f, std::int64_t first, std::int64_t count) {
   float* const parameter = range.parameter + first;
   const float* const gradient = range.gradient + first;
@@ -75,6 +88,7 @@ void adamw_chunk(const AdamWRange& range, const AdamWFactors& f, std::int64_t fi
     v[i] = new_v;
     parameter[i] = parameter[i] * f.decay - f.step_size * new_m / (std::sqrt(new_v) * f.inverse_root + f.eps);
   }
+  round_chunk(range.parameter, range.working, first, count);
 }
 
 void sgd_chunk(const SgdRange& range, float clip, std::int64_t first, std::int64_t count) {
@@ -130,7 +144,14 @@ class CpuElementwise final : public ElementwiseOps {
     const float clip = clip_factor(gate);
     for_each_chunk<kChunk>(ranges, [&](const SgdRange& range, std::int64_t first, std::int64_t count, std::int64_t) {
       sgd_chunk(range, clip, first, count);
+      round_chunk(range.parameter, range.working, first, count);
     });
+  }
+
+  void round(Stream&, const float* from, bf16* to, std::int64_t n) override {
+    const RoundRange range{from, to, n};
+    for_each_chunk<kChunk>(std::span(&range, 1), [](const RoundRange& r, std::int64_t first, std::int64_t count,
+                                                    std::int64_t) { round_chunk(r.from, r.to, first, count); });
   }
 
   void sum_of_squares(Stream&, std::span<const std::span<const float>> ranges, double* sum) override {

@@ -99,6 +99,17 @@ void update_rows_transposed(float keep, float step, const float* stack, const Ma
   }
 }
 
+// The working copy of rows that have just been updated, while they are in cache.
+void round_rows(const MatrixView& parameter, std::int64_t first, std::int64_t rows) {
+  if (parameter.working == nullptr) return;
+  for (std::int64_t i = first; i < first + rows; ++i) {
+    const float* const from = parameter.data + i * parameter.stride;
+    bf16* const to = parameter.working + i * parameter.stride;
+#pragma omp simd
+    for (std::int64_t j = 0; j < parameter.cols; ++j) to[j] = to_bf16(from[j]);
+  }
+}
+
 // Calls body(matrix, first row, rows) for runs of rows of all matrices of a group, on all threads. The matrices have
 // the same number of elements, but some may be tall and some wide.
 template <class Body>
@@ -141,6 +152,7 @@ void update_dense(const MatrixOps::UpdateRule& rule, const float* stack, std::sp
     const float* o = stack + static_cast<std::int64_t>(matrix) * parameter.rows * parameter.cols;
     (parameter.tall() ? update_rows_transposed : update_rows)(keep, rule.lr * scales[matrix], o, parameter, first,
                                                               rows);
+    round_rows(parameter, first, rows);
   });
 }
 
@@ -162,6 +174,7 @@ void update_factors(const MatrixTeam& team, const MatrixOps::UpdateRule& rule, s
     } else {
       cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, m, n, k, step, q, k, z, n, keep, w.data, stride);
     }
+    round_rows(w, 0, w.rows);
   });
 }
 

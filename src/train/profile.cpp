@@ -180,6 +180,9 @@ class ProfiledElementwise final : public ElementwiseOps {
     for (const SgdRange& range : ranges) elements += static_cast<double>(range.n);
     record_("SGD", stream, 0, 20 * elements, [&] { inner_.sgd(stream, ranges, gate); });
   }
+  void round(Stream& stream, const float* from, bf16* to, std::int64_t n) override {
+    record_("round to bf16", stream, 0, 6.0 * static_cast<double>(n), [&] { inner_.round(stream, from, to, n); });
+  }
   void sum_of_squares(Stream& stream, std::span<const std::span<const float>> ranges, double* sum) override {
     double elements = 0;
     for (const std::span<const float>& range : ranges) elements += static_cast<double>(range.size());

@@ -1,0 +1,24 @@
+// bfloat16 on the host: the upper half of a float. Arithmetic is done in fp32; storing rounds to nearest, ties to even.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+namespace polaron {
+
+struct bf16 {
+  std::uint16_t bits;
+};
+
+inline float to_float(bf16 value) { return std::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16); }
+
+// NaN stays NaN (its mantissa must not round to infinity's); values beyond the largest bf16 become infinity.
+inline bf16 to_bf16(float value) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t rounded = (bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16;
+  const std::uint32_t quiet_nan = (bits >> 16) | 0x40U;
+  const bool is_nan = (bits & 0x7fffffffU) > 0x7f800000U;
+  return {static_cast<std::uint16_t>(is_nan ? quiet_nan : rounded)};
+}
+
+}  // namespace polaron
