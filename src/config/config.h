@@ -33,7 +33,7 @@ struct TrainingConfig {
   std::int64_t micro_batch = 0;      // sequences a process handles at once; default: batch
   double gradient_clip = 1.0;        // global norm; 0: none
   Recompute recompute = Recompute::none;
-  std::int64_t loss_chunk = 0;  // rows of logits held at once; 0: chosen so that a chunk is about 64 MB
+  std::int64_t loss_chunk = 0;  // rows of logits held at once; 0: equal chunks of up to about 128 MB
   double skip_loss_spikes =
       0;  // skip a step whose loss lies more than this many deviations above the last 128; 0: never
   bool operator==(const TrainingConfig&) const = default;

@@ -116,8 +116,9 @@ void describe(V& v, TrainingConfig& c) {
   v.field("gradient_clip", c.gradient_clip,
           {.help = "gradients are scaled down so that their global norm is at most this; 0: never", .min = 0});
   v.field("recompute", c.recompute, {.help = "what the backward pass computes again instead of keeping it"});
-  v.field("loss_chunk", c.loss_chunk,
-          {.help = "rows of logits held at once; 0: as many as fit into about 64 MB", .min = 0, .max = largest_count});
+  v.field(
+      "loss_chunk", c.loss_chunk,
+      {.help = "rows of logits held at once; 0: equal chunks of up to about 128 MB", .min = 0, .max = largest_count});
   v.field("skip_loss_spikes", c.skip_loss_spikes,
           {.help = "skip a step whose loss lies more than this many standard deviations above the last 128 losses; 0: "
                    "never",

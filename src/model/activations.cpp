@@ -7,12 +7,15 @@
 
 namespace polaron {
 
+// Equal chunks, not a small one at the end. Each reads and packs the whole table of the head three times, so few rows
+// cost speed and many cost memory.
 std::int64_t loss_chunk_rows(const TransformerConfig& config, const ActivationShape& shape) {
-  constexpr std::int64_t kChunkBytes = std::int64_t{64} << 20;
+  constexpr std::int64_t kChunkBytes = std::int64_t{128} << 20;
+  if (shape.loss_chunk > 0) return std::min(shape.loss_chunk, shape.rows());
   const std::int64_t row_bytes = padded(config.vocabulary) * 4;
-  const std::int64_t wanted =
-      shape.loss_chunk > 0 ? shape.loss_chunk : std::max<std::int64_t>(256, kChunkBytes / row_bytes);
-  return std::min(wanted, shape.rows());
+  const std::int64_t most = std::max<std::int64_t>(256, kChunkBytes / row_bytes);
+  const std::int64_t chunks = (shape.rows() + most - 1) / most;
+  return (shape.rows() + chunks - 1) / chunks;
 }
 
 // Activations are fp32 until a backend offers bf16.

@@ -16,7 +16,7 @@ struct ActivationShape {
   std::int64_t sequence_length = 0;  // T
   bool backward = true;              // false: evaluation only, nothing is saved
   bool recompute_blocks = false;     // keep a block's input only, and run its forward again in the backward pass
-  std::int64_t loss_chunk = 0;       // rows of logits held at once; 0: as many as make about 64 MB
+  std::int64_t loss_chunk = 0;       // rows of logits held at once; 0: equal chunks of up to about 128 MB
   std::int64_t rows() const { return sequences * sequence_length; }
 };
 
