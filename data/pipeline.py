@@ -115,7 +115,7 @@ class Workers:
 
     def stop(self) -> None:
         for process in self._processes:
-            process.terminate()
+            process.kill()  # SIGTERM would be lost on one that still has the main process's handler, just after its fork
         for process in self._processes:
             process.join()
 
