@@ -5,7 +5,8 @@
 # Elsewhere (no apt) it says what is needed and lets the build find out whether it is there.
 
 build_packages="g++ cmake ninja-build pkg-config libcli11-dev nlohmann-json3-dev libspdlog-dev libfmt-dev
-  libopenblas-openmp-dev liblapacke-dev libpcre2-dev libxxhash-dev python3"
+  libopenblas-openmp-dev liblapacke-dev libpcre2-dev libxxhash-dev
+  libopenmpi-dev openmpi-bin python3"
 
 need_packages() {
   local missing=() package

@@ -56,6 +56,8 @@ class ElementwiseOps {
   virtual void adamw(Stream& stream, std::span<const AdamWRange> ranges, const StepGate& gate) = 0;
   // torch.optim.SGD with decoupled decay: p *= 1 - lr*wd;  b = mu b + g;  p -= lr * (nesterov ? g + mu b : b).
   virtual void sgd(Stream& stream, std::span<const SgdRange> ranges, const StepGate& gate) = 0;
+  // values[i] *= factor.
+  virtual void scale(Stream& stream, float* values, std::int64_t n, float factor) = 0;
   // to[i] = from[i] rounded to nearest: the working copy of weights that were drawn or loaded.
   virtual void round(Stream& stream, const float* from, bf16* to, std::int64_t n) = 0;
   // *sum (fp64) = sum of squares over all ranges, in an order that does not depend on the number of threads.

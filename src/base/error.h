@@ -8,6 +8,7 @@ namespace polaron {
 
 enum class Exit : int {
   done = 0,
+  bug = 1,          // of polaron; no Error carries it
   usage = 2,        // bad command line or config
   data = 3,         // bad shard, vocabulary or checkpoint, or a file that cannot be read or written
   numerical = 4,    // loss or gradient norm not finite

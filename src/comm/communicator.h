@@ -1,13 +1,19 @@
-// Processes that train together. One implementation for a single process (here), MPI on CPUs and NCCL on GPUs later;
-// nothing above asks which. All calls are collective: every process makes the same calls in the same order.
+// Processes that train together. One implementation for a single process, one on MPI for CPUs; nothing above asks
+// which. All calls are collective: every process makes the same calls in the same order.
+//
+// Transfers are begun and finished apart, so that gradients of a layer whose backward pass is done travel while the
+// next one computes: reduce_to_owners, gather_from_owners and sum_in_place return at once; the memory they name is
+// theirs until finish() of the same stream.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 
 #include "backend/device.h"
 #include "backend/tensor.h"
+#include "base/error.h"
 
 namespace polaron {
 
@@ -17,6 +23,7 @@ struct Segment {
   DType dtype = DType::f32;
   std::int64_t elements = 0;
   int owner = 0;
+  std::int64_t bytes() const { return elements * static_cast<std::int64_t>(size_of(dtype)); }
 };
 
 class Communicator {
@@ -24,22 +31,47 @@ class Communicator {
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
+  // Processes on this machine, this one included, and the number of this one among them.
+  virtual int local_size() const = 0;
+  virtual int local_rank() const = 0;
 
-  // Each segment becomes, on its owner, the sum over all processes; elsewhere its content is unspecified afterwards. In
-  // place, queued on `stream`: gradients of a layer whose backward pass has finished travel while the next one
-  // computes.
+  // Each segment (fp32) becomes, on its owner, the sum over all processes; elsewhere its content is unspecified
+  // afterwards.
   virtual void reduce_to_owners(Stream& stream, std::span<const Segment> segments) = 0;
   // Each segment becomes the owner's on every process (updated parameters, or the factors of a low-rank update).
   virtual void gather_from_owners(Stream& stream, std::span<const Segment> segments) = 0;
+  // n fp32 values become, on every process, their sums over all of them: the same bits everywhere.
+  virtual void sum_in_place(Stream& stream, float* device_values, std::int64_t n) = 0;
+  // Work queued on `stream` from now on sees what the transfers begun so far bring.
+  virtual void finish(Stream& stream) = 0;
+
   // n fp64 values in device memory become their sums over all processes, in rank order (loss, sums of squares).
+  // Complete for work queued on `stream` afterwards.
   virtual void sum(Stream& stream, double* device_values, std::int64_t n) = 0;
 
-  // Host side, blocking.
-  virtual double sum_host(double value) = 0;
+  // Host side, blocking, after everything begun before.
+  virtual void sum_host(std::span<double> values) = 0;
+  virtual void sum_local(std::span<double> values) = 0;  // over the processes of this machine
   virtual void broadcast_host(void* data, std::int64_t bytes, int root) = 0;
+  // Host memory from `from` to rank 0; nothing for the others to do, who may leave the call out.
+  virtual void send_to_root(const void* data, std::int64_t bytes) = 0;
+  virtual void receive_at_root(void* data, std::int64_t bytes, int from) = 0;
   virtual void barrier() = 0;
+
+  // Bytes of segments that this process has sent for sums elsewhere or received from their owners, since the start.
+  // (sum_in_place counts as both.) Summed over the processes that is what polaron plan predicts; scalars are not
+  // counted.
+  virtual std::int64_t bytes_moved() const = 0;
+
+  // Ends all processes because this one cannot go on: prints `message` and exits with `code`, everywhere. Where all
+  // fail alike only rank 0's message is seen.
+  [[noreturn]] virtual void fail(const std::string& message, Exit code) = 0;
 };
 
 std::unique_ptr<Communicator> make_single_process_communicator();
+
+// MPI where the process was started by mpirun, srun or the like, else the single process. Error(Exit::device) where it
+// was, and this build has no MPI. At most one at a time.
+std::unique_ptr<Communicator> make_communicator();
 
 }  // namespace polaron

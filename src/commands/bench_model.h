@@ -8,8 +8,10 @@
 #include <vector>
 
 #include "backend/philox.h"
+#include "comm/communicator.h"
 #include "commands/commands.h"
 #include "config/config.h"
+#include "optim/optimizer.h"
 #include "train/backend_factory.h"
 #include "train/plan.h"
 
@@ -51,11 +53,13 @@ struct BenchModel {
         backend(*chosen.backend),
         table(config.model),
         stream(backend.device().make_stream()),
+        communicator(make_single_process_communicator()),
         weights(backend.device(), bytes()),
         gradients(backend.device(), bytes()) {
     fill_random(backend.device(), *stream, weights.as<float>(), table.stored_elements(), 0.03F, 1);
     fill_random(backend.device(), *stream, gradients.as<float>(), table.stored_elements(), 0.001F, 2);
   }
+  FlatBuffers buffers() const { return {weights.as<float>(), gradients.as<float>(), nullptr}; }
   std::size_t bytes() const { return static_cast<std::size_t>(table.stored_elements()) * sizeof(float); }
 
   Config config;
@@ -63,6 +67,7 @@ struct BenchModel {
   Backend& backend;
   ParameterTable table;
   std::unique_ptr<Stream> stream;
+  std::unique_ptr<Communicator> communicator;
   DeviceBuffer weights;
   DeviceBuffer gradients;
 };

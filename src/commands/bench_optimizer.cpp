@@ -51,16 +51,16 @@ Exit run_bench_optimizer(const BenchCommand& command) {
     Config config = bench.config;
     config.optimizer.matrices.kind = method.kind;
     config.optimizer.matrices.sketch = method.sketch;
-    Optimizer optimizer(matrices_only(config, bench.table), bench.table, bench.backend, 1, bench.weights.as<float>(),
-                        bench.gradients.as<float>());
+    Optimizer optimizer(matrices_only(config, bench.table), bench.table, bench.backend, *bench.communicator,
+                        Exchange::parameters, 1, bench.buffers());
     const double ms = median_ms(command.repeats, [&](std::int64_t i) {
       optimizer.step(*bench.stream, i, 1.0, {});
       bench.stream->synchronize();
     });
     Profile profile;
     const auto profiling = make_profiling_backend(bench.backend, profile);
-    Optimizer profiled(matrices_only(config, bench.table), bench.table, *profiling, 1, bench.weights.as<float>(),
-                       bench.gradients.as<float>());
+    Optimizer profiled(matrices_only(config, bench.table), bench.table, *profiling, *bench.communicator,
+                       Exchange::parameters, 1, bench.buffers());
     profiled.step(*bench.stream, 0, 1.0, {});
     profile.clear();
     profiled.step(*bench.stream, 1, 1.0, {});

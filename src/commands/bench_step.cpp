@@ -35,8 +35,8 @@ class Stepper {
         shape_(activation_shape(bench.config)),
         transformer_(bench.config.model, bench.table, shape_, backend, bench.weights.as<float>(),
                      bench.gradients.as<float>()),
-        optimizer_(assign_optimizers(bench.config.optimizer, bench.config.model, bench.table), bench.table, backend, 1,
-                   bench.weights.as<float>(), bench.gradients.as<float>()),
+        optimizer_(assign_optimizers(bench.config.optimizer, bench.config.model, bench.table), bench.table, backend,
+                   *bench.communicator, Exchange::parameters, 1, bench.buffers()),
         uploader_(backend.device(), shape_.rows()),
         scalars_(backend.device(), 256) {}
 

@@ -270,19 +270,26 @@ int run_command_line(int argc, const char* const* argv) {
   log::set_verbose(verbose);
   try {
     return static_cast<int>(action());
+  } catch (const std::exception&) {
+    const Failure failure = describe_failure(std::current_exception());
+    log::error(failure.message);
+    return static_cast<int>(failure.code);
+  }
+}
+
+Failure describe_failure(const std::exception_ptr& failure) {
+  try {
+    std::rethrow_exception(failure);
   } catch (const Error& problem) {
-    log::error(problem.what());
-    return static_cast<int>(problem.code());
+    return {problem.what(), problem.code()};
   } catch (const std::bad_alloc&) {
-    log::error("out of memory.");
-    return static_cast<int>(Exit::device);
+    return {"out of memory.", Exit::device};
   } catch (const std::filesystem::filesystem_error& problem) {
-    log::error("cannot reach '" + problem.path1().string() + "': " + problem.code().message() +
-               ". Check the path and its permissions.");
-    return static_cast<int>(Exit::data);
+    return {"cannot reach '" + problem.path1().string() + "': " + problem.code().message() +
+                ". Check the path and its permissions.",
+            Exit::data};
   } catch (const std::exception& problem) {
-    log::error(std::string("this is a bug in polaron: ") + problem.what());
-    return 1;
+    return {std::string("this is a bug in polaron: ") + problem.what(), Exit::bug};
   }
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <string>
 #include <vector>
 
@@ -73,6 +74,13 @@ Exit run_bench_orthogonalize(const BenchCommand& command);
 Exit run_bench_optimizer(const BenchCommand& command);
 Exit run_bench_step(const BenchCommand& command);
 Exit run_config(const ConfigCommand& command);
+
+// What a person is told of an exception, and the exit code.
+struct Failure {
+  std::string message;
+  Exit code;
+};
+Failure describe_failure(const std::exception_ptr& failure);
 
 // Parses the command line, runs the command, prints errors, returns the exit code.
 int run_command_line(int argc, const char* const* argv);

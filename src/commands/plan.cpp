@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "commands/commands.h"
+#include "config/enum_names.h"
 #include "data/shard.h"
 #include "train/backend_factory.h"
 #include "train/report.h"
@@ -44,6 +45,7 @@ Exit run_plan(const PlanCommand& command) {
   const Assignment assignment = assign_optimizers(config.optimizer, config.model, table);
   const ChosenBackend chosen = make_backend(config.device, static_cast<int>(config.threads));
 
+  const Ownership ownership(assignment, table, command.processes, config.parallel.exchange);
   Console console;
   const FlopsPerToken flops = flops_per_token(config.model, table, config.training.sequence_length);
   console.table(model_table(config, table, flops));
@@ -61,7 +63,7 @@ Exit run_plan(const PlanCommand& command) {
   roles.rows.push_back({"in all", format_grouped(table.elements())});
   console.table(roles);
 
-  console.table(memory_table(plan_memory(config, table, assignment, *chosen.backend)));
+  console.table(memory_table(plan_memory(config, table, assignment, ownership, 0, *chosen.backend)));
 
   const double step_tokens = static_cast<double>(config.training.batch * config.training.sequence_length);
   Table work;
@@ -74,14 +76,20 @@ Exit run_plan(const PlanCommand& command) {
       {"FLOPs of the run", fmt::format("{:.4g}", flops.total() * static_cast<double>(config.training.tokens))}};
   console.table(work);
 
-  const TrafficPlan traffic = plan_traffic(table, assignment, command.processes);
   Table sent;
-  sent.title =
-      fmt::format("sent by each of {} process{} a step", command.processes, command.processes == 1 ? "" : "es");
-  sent.rows = {{"gradients, to their owners", format_bytes(traffic.gradients)},
-               {"updated parameters, from their owners", format_bytes(traffic.parameters)},
-               {"or low-rank factors in their place", format_bytes(traffic.parameters_factors)}};
-  console.table(sent);
+  sent.title = fmt::format("moved through each of {} processes a step, by parallel.exchange", command.processes);
+  sent.headers = {"exchange", "gradients", "parameters", "factors", "sketches", "in all"};
+  for (const Exchange exchange : {Exchange::parameters, Exchange::factors, Exchange::sketch}) {
+    const TrafficPlan traffic = plan_traffic(Ownership(assignment, table, command.processes, exchange), false);
+    const auto share = [&](std::int64_t bytes) { return format_bytes(bytes / command.processes); };
+    sent.rows.push_back({std::string(name_of(exchange)), share(traffic.gradients), share(traffic.parameters),
+                         share(traffic.factors), share(traffic.sketches), share(traffic.total())});
+  }
+  if (command.processes > 1) {
+    console.table(sent);
+  } else {
+    console.line("Traffic: none with one process; --processes N shows what N would exchange.");
+  }
   return Exit::done;
 }
 

@@ -1,3 +1,5 @@
+#include "base/log.h"
+#include "comm/communicator.h"
 #include "commands/commands.h"
 #include "train/duration.h"
 #include "train/trainer.h"
@@ -10,7 +12,17 @@ Exit run_train(const TrainCommand& command) {
   if (!command.max_time.empty()) {
     options.max_seconds = static_cast<double>(parse_duration(command.max_time, "--max-time"));
   }
-  return train(load_config(command.config, command.overrides), options);
+  // Before anything that may fail, so that a failure of one process ends all.
+  const std::unique_ptr<Communicator> communicator = make_communicator();
+  log::set_rank(communicator->rank());
+  if (communicator->size() == 1) return train(load_config(command.config, command.overrides), options, *communicator);
+  try {
+    return train(load_config(command.config, command.overrides), options, *communicator);
+  } catch (const std::exception&) {
+    const Failure failure = describe_failure(std::current_exception());
+    communicator->fail(failure.message, failure.code);
+    return failure.code;
+  }
 }
 
 }  // namespace polaron

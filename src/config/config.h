@@ -23,6 +23,7 @@ struct DataConfig {
 };
 
 enum class Recompute : std::uint8_t { none, block };
+enum class Exchange : std::uint8_t { parameters, factors, sketch };
 
 struct TrainingConfig {
   std::int64_t steps = 0;            // optimizer steps; or
@@ -132,6 +133,12 @@ struct SampleConfig {
   bool operator==(const SampleConfig&) const = default;
 };
 
+struct ParallelConfig {
+  Exchange exchange = Exchange::parameters;
+  std::int64_t check_every = 100;  // steps between comparisons of the processes' weights; 0: never
+  bool operator==(const ParallelConfig&) const = default;
+};
+
 struct Config {
   std::string name;    // of the run; default: the config file's stem
   std::string output;  // run directory; default runs/<name>
@@ -148,6 +155,7 @@ struct Config {
   ValidationConfig validation;
   CheckpointConfig checkpoint;
   SampleConfig sample;
+  ParallelConfig parallel;
   bool operator==(const Config&) const = default;
 };
 

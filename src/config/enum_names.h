@@ -18,6 +18,16 @@ struct EnumName {
   std::string_view help;
 };
 
+constexpr auto enum_names(Exchange) {
+  return std::to_array<EnumName<Exchange>>({
+      {Exchange::parameters, "parameters", "gradients go to their owners, updated parameters come back"},
+      {Exchange::factors, "factors",
+       "gradients go to their owners; of a low-rank update its two factors come back, (m+n)r numbers instead of mn"},
+      {Exchange::sketch, "sketch",
+       "only sketch and projection of a low-rank update are summed, (m+n)r numbers in all; every process keeps the "
+       "momentum of its own gradients (needs sketch columns or gaussian, and gradient_clip 0)"},
+  });
+}
 constexpr auto enum_names(Recompute) {
   return std::to_array<EnumName<Recompute>>({
       {Recompute::none, "none", "every activation is kept until its backward pass"},

@@ -179,6 +179,15 @@ void describe(V& v, SampleConfig& c) {
            .max = largest_size});
 }
 
+template <class V>
+void describe(V& v, ParallelConfig& c) {
+  v.field("exchange", c.exchange, {.help = "what the processes tell each other about low-rank updates"});
+  v.field("check_every", c.check_every,
+          {.help = "steps between comparisons of the processes' weights by checksum; 0: never",
+           .min = 0,
+           .max = largest_count});
+}
+
 }  // namespace polaron
 
 #include "config/model_fields.h"

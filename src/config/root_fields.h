@@ -66,6 +66,11 @@ void describe(V& v, Config& c) {
   v.group("sample", c.sample,
           {.intro = "Text that the model writes during the run, to watch it learn. Needs a vocabulary.",
            .example = R"({"sample": {"every": 200, "prompt": "The ", "tokens": 40, "temperature": 0.7}})"});
+  v.group("parallel", c.parallel,
+          {.intro = "Training with several processes (`mpirun -n N polaron train CONFIG`). Each takes an equal part of "
+                    "the batch; optimizer state exists once, with the process that owns the parameter. Without mpirun "
+                    "these keys change nothing.",
+           .example = R"({"parallel": {"exchange": "factors"}})"});
 }
 
 }  // namespace polaron

@@ -148,6 +148,11 @@ class CpuElementwise final : public ElementwiseOps {
     });
   }
 
+  void scale(Stream&, float* values, std::int64_t n, float factor) override {
+#pragma omp parallel for simd if (n > kChunk)
+    for (std::int64_t i = 0; i < n; ++i) values[i] *= factor;
+  }
+
   void round(Stream&, const float* from, bf16* to, std::int64_t n) override {
     const RoundRange range{from, to, n};
     for_each_chunk<kChunk>(std::span(&range, 1), [](const RoundRange& r, std::int64_t first, std::int64_t count,

@@ -16,6 +16,10 @@ namespace polaron {
 enum class Role : std::uint8_t { matrix, embedding, head, vector, scalar };
 const char* name_of(Role role);
 
+// Whether parameters of a role take part in products in bf16 where the model computes in it. Vectors and scalars are
+// used in fp32 always.
+constexpr bool is_rounded(Role role) { return role == Role::matrix || role == Role::embedding || role == Role::head; }
+
 // A logical matrix inside a parameter: q, k and v are rows of one stored tensor, gate and up of another. Matrix
 // optimizers and Hugging Face files see blocks; GEMMs see the whole.
 struct MatrixBlock {

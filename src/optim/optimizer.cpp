@@ -14,50 +14,63 @@ bool has_momentum(const OptimizerSettings& s) {
          (s.kind == OptimizerKind::sgd && s.momentum > 0);
 }
 
-// The order in which state is planned and then handed out; both walks below use it.
-template <class Matrix, class Elementwise>
-void walk_state(const Assignment& assignment, const ParameterTable& table, Matrix matrix, Elementwise elementwise) {
-  for (const MatrixClass& c : assignment.classes) {
-    for (const MatrixItem& item : c.items) matrix(c, item);
-  }
-  for (const ElementwiseItem& item : assignment.elementwise) elementwise(item, table[item.parameter]);
+int elementwise_buffers(const OptimizerSettings& s) {
+  return s.kind == OptimizerKind::adamw ? 2 : has_momentum(s) ? 1 : 0;
 }
 
-std::int64_t group_size(const MatrixClass& c, Backend& backend) {
-  const std::int64_t preferred = backend.matrix().preferred_group(c.rows, c.cols);
-  return std::min(preferred, static_cast<std::int64_t>(c.items.size()));
+std::string elementwise_name(const OptimizerSettings& s, int buffer, const Parameter& p) {
+  return (s.kind != OptimizerKind::adamw ? "sgd.momentum." : buffer == 0 ? "adamw.m." : "adamw.v.") + p.name;
+}
+
+// The part of an elementwise parameter that `rank` owns; no elements where it owns none.
+Ownership::Part part_of(const Ownership& ownership, std::size_t item, int rank) {
+  for (const Ownership::Part& part : ownership.elementwise(item)) {
+    if (part.owner == rank) return part;
+  }
+  return {rank, 0, 0};
+}
+
+std::size_t group_size(const MatrixClass& c, Backend& backend) {
+  return static_cast<std::size_t>(std::max<std::int64_t>(1, backend.matrix().preferred_group(c.rows, c.cols)));
 }
 
 }  // namespace
 
-Optimizer::Plan Optimizer::plan(const Assignment& assignment, const ParameterTable& table, Backend& backend) {
+Optimizer::Plan Optimizer::plan(const Assignment& assignment, const Ownership& ownership, int rank,
+                                const ParameterTable& table, Backend& backend) {
   Plan plan;
-  walk_state(
-      assignment, table,
-      [&](const MatrixClass& c, const MatrixItem& item) {
-        if (has_momentum(c.settings)) plan.state.add("momentum." + item.label, DType::f32, item.rows, item.cols);
-      },
-      [&](const ElementwiseItem& item, const Parameter& p) {
-        if (item.settings.kind == OptimizerKind::adamw) {
-          plan.state.add("adamw.m." + p.name, DType::f32, 1, p.stored_elements());
-          plan.state.add("adamw.v." + p.name, DType::f32, 1, p.stored_elements());
-        } else if (has_momentum(item.settings)) {
-          plan.state.add("sgd.momentum." + p.name, DType::f32, 1, p.stored_elements());
-        }
-      });
-  // Scratch serves one group of one class at a time.
+  for (std::size_t c = 0; c < assignment.classes.size(); ++c) {
+    const MatrixClass& matrices = assignment.classes[c];
+    if (!has_momentum(matrices.settings)) continue;
+    const Ownership::Class& owned = ownership.matrices(c);
+    for (std::size_t i = 0; i < owned.count(rank); ++i) {
+      const MatrixItem& item = matrices.items[owned.order[owned.first(rank) + i]];
+      plan.state.add("momentum." + item.label, DType::f32, item.rows, item.cols);
+    }
+  }
+  for (std::size_t i = 0; i < assignment.elementwise.size(); ++i) {
+    const ElementwiseItem& item = assignment.elementwise[i];
+    const Ownership::Part part = part_of(ownership, i, rank);
+    for (int buffer = 0; part.elements > 0 && buffer < elementwise_buffers(item.settings); ++buffer) {
+      plan.state.add(elementwise_name(item.settings, buffer, table[item.parameter]), DType::f32, 1, part.elements);
+    }
+  }
+  // Scratch serves one group of one class at a time; factors that travel, a class at a time.
   std::int64_t stack = 0;
   std::int64_t basis = 0;
   std::int64_t factor = 0;
   std::int64_t iteration = 0;
-  for (const MatrixClass& c : assignment.classes) {
-    const std::int64_t count = group_size(c, backend);
-    MatrixOps& ops = backend.matrix();
-    stack = std::max(stack, count * c.rows * c.cols);
-    basis = std::max(basis, count * c.rows * c.rank);
-    factor = std::max(factor, count * c.rank * c.cols);
-    const StackShape iterated{count, c.rank > 0 ? c.rank : c.rows, c.cols};
-    iteration = std::max(iteration, ops.newton_schulz_scratch(iterated));
+  for (std::size_t c = 0; c < assignment.classes.size(); ++c) {
+    const MatrixClass& matrices = assignment.classes[c];
+    const Ownership::Class& owned = ownership.matrices(c);
+    const auto count = static_cast<std::int64_t>(std::min(group_size(matrices, backend), owned.count(rank)));
+    const auto kept = owned.exchange == Exchange::factors ? static_cast<std::int64_t>(owned.order.size()) : count;
+    stack = std::max(stack, count * matrices.rows * matrices.cols);
+    basis = std::max(basis, kept * matrices.rows * matrices.rank);
+    factor = std::max(factor, kept * matrices.rank * matrices.cols);
+    if (count == 0) continue;
+    const StackShape iterated{count, matrices.rank > 0 ? matrices.rank : matrices.rows, matrices.cols};
+    iteration = std::max(iteration, backend.matrix().newton_schulz_scratch(iterated));
   }
   plan.scratch.add("stack", DType::f32, 1, stack);
   plan.scratch.add("basis", DType::f32, 1, basis);
@@ -66,67 +79,113 @@ Optimizer::Plan Optimizer::plan(const Assignment& assignment, const ParameterTab
   return plan;
 }
 
-Optimizer::Optimizer(Assignment assignment, const ParameterTable& table, Backend& backend, std::uint64_t seed,
-                     float* weights, float* gradients)
+Optimizer::Optimizer(Assignment assignment, const ParameterTable& table, Backend& backend, Communicator& communicator,
+                     Exchange exchange, std::uint64_t seed, const FlatBuffers& buffers)
     : assignment_(std::move(assignment)),
       table_(table),
       backend_(backend),
+      communicator_(communicator),
+      ownership_(assignment_, table, communicator.size(), exchange),
       seed_(seed),
-      weights_(weights),
-      gradients_(gradients) {
-  const Plan planned = plan(assignment_, table, backend);
+      buffers_(buffers) {
+  const int rank = communicator.rank();
+  const Plan planned = plan(assignment_, ownership_, rank, table, backend);
   state_ = Arena(backend.device(), planned.state);
   scratch_ = Arena(backend.device(), planned.scratch);
-  std::int64_t next = 0;
-  const auto take = [&]() -> float* {
-    const std::int64_t index = next++;
-    state_tensors_.push_back({planned.state.pieces()[static_cast<std::size_t>(index)].name, state_.tensor(index)});
-    return state_tensors_.back().tensor.f32();
-  };
-  for (const MatrixClass& c : assignment_.classes) {
-    auto& momenta = momentum_.emplace_back();
-    for (std::size_t i = 0; i < c.items.size(); ++i) momenta.push_back(has_momentum(c.settings) ? take() : nullptr);
-  }
-  for (const ElementwiseItem& item : assignment_.elementwise) {
-    float* first = nullptr;
-    float* second = nullptr;
-    if (item.settings.kind == OptimizerKind::adamw) {
-      first = take();
-      second = take();
-    } else if (has_momentum(item.settings)) {
-      first = take();
+  std::int64_t next = 0;  // pieces are handed out in the order in which plan() added them
+  for (std::size_t c = 0; c < assignment_.classes.size(); ++c) {
+    const MatrixClass& matrices = assignment_.classes[c];
+    const Ownership::Class& owned = ownership_.matrices(c);
+    const bool summed = owned.exchange == Exchange::sketch;
+    auto& momenta = momentum_.emplace_back(matrices.items.size(), nullptr);
+    if (!has_momentum(matrices.settings)) continue;
+    for (int owner = 0; owner < (summed ? 1 : ownership_.processes()); ++owner) {
+      for (std::size_t i = 0; i < owned.count(owner); ++i) {
+        const std::size_t index = owned.order[owned.first(owner) + i];
+        const MatrixItem& item = matrices.items[index];
+        if (summed || owner == rank) momenta[index] = state_.tensor(next++).f32();
+        state_tensors_.push_back({"momentum." + item.label,
+                                  item.rows,
+                                  item.cols,
+                                  {{owner, 0, item.rows * item.cols, momenta[index]}},
+                                  summed});
+      }
     }
-    elementwise_state_.emplace_back(first, second);
+  }
+  for (std::size_t i = 0; i < assignment_.elementwise.size(); ++i) {
+    const ElementwiseItem& item = assignment_.elementwise[i];
+    const Parameter& p = table[item.parameter];
+    ElementwiseState& mine = elementwise_.emplace_back();
+    mine.part = part_of(ownership_, i, rank);
+    for (int buffer = 0; buffer < elementwise_buffers(item.settings); ++buffer) {
+      float* const data = mine.part.elements > 0 ? state_.tensor(next++).f32() : nullptr;
+      (buffer == 0 ? mine.first : mine.second) = data;
+      StateTensor& tensor = state_tensors_.emplace_back();
+      tensor.name = elementwise_name(item.settings, buffer, p);
+      tensor.rows = 1;
+      tensor.cols = p.stored_elements();
+      for (const Ownership::Part& part : ownership_.elementwise(i)) {
+        tensor.parts.push_back({part.owner, part.first, part.elements, part.owner == rank ? data : nullptr});
+      }
+    }
+  }
+  if (communicator.size() == 1) return;
+  for (const OwnedRange& range : ownership_.gathered()) {
+    // What the model computes with travels: the working copies, or vectors, which have none, in fp32.
+    const bool working = buffers_.working != nullptr && range.rounded;
+    void* const data = working ? static_cast<void*>(buffers_.working + range.offset) : buffers_.weights + range.offset;
+    (range.matrix ? matrix_segments_ : vector_segments_)
+        .push_back({data, working ? DType::bf16 : DType::f32, range.elements, range.owner});
   }
 }
 
-MatrixView Optimizer::view(const MatrixItem& item, float* flat) const {
+MatrixView Optimizer::view(const MatrixItem& item, float* flat, bf16* working) const {
   const Parameter& p = table_[item.parameter];
-  return {flat + p.offset + p.blocks[item.block].row * p.stored_cols, item.rows, item.cols, p.stored_cols};
+  const std::int64_t offset = p.offset + p.blocks[item.block].row * p.stored_cols;
+  return {flat + offset, item.rows, item.cols, p.stored_cols, working == nullptr ? nullptr : working + offset};
+}
+
+std::vector<MatrixView> Optimizer::views(const Group& group, float* flat, bf16* working) const {
+  std::vector<MatrixView> result;
+  const std::vector<std::size_t>& order = ownership_.matrices(group.class_index).order;
+  for (std::size_t i = group.first; i < group.first + group.count; ++i) {
+    result.push_back(view(group.matrices.items[order[i]], flat, working));
+  }
+  return result;
 }
 
 void Optimizer::step(Stream& stream, std::int64_t step, double lr_factor, const StepGate& gate) {
   step_matrices(stream, step, lr_factor, gate);
+  gather(stream, true);  // travels while the rest is stepped
   step_elementwise(stream, step, lr_factor, gate);
+  gather(stream, false);
+  communicator_.finish(stream);
+}
+
+void Optimizer::gather(Stream& stream, bool matrices) {
+  const std::vector<Segment>& segments = matrices ? matrix_segments_ : vector_segments_;
+  if (!segments.empty()) communicator_.gather_from_owners(stream, segments);
 }
 
 void Optimizer::step_elementwise(Stream& stream, std::int64_t step, double lr_factor, const StepGate& gate) {
   std::vector<AdamWRange> adamw;
   std::vector<SgdRange> sgd;
   for (std::size_t i = 0; i < assignment_.elementwise.size(); ++i) {
+    const ElementwiseState& mine = elementwise_[i];
+    if (mine.part.elements == 0) continue;
     const OptimizerSettings& s = assignment_.elementwise[i].settings;
     const Parameter& p = table_[assignment_.elementwise[i].parameter];
+    const std::int64_t offset = p.offset + mine.part.first;
     const auto lr = static_cast<float>(s.lr * lr_factor);
     const auto decay = static_cast<float>(s.weight_decay);
-    float* const parameter = weights_ + p.offset;
-    const float* const gradient = gradients_ + p.offset;
-    const auto [first, second] = elementwise_state_[i];
+    bf16* const working = buffers_.working != nullptr && is_rounded(p.role) ? buffers_.working + offset : nullptr;
     if (s.kind == OptimizerKind::adamw) {
-      adamw.push_back({parameter, gradient, first, second, p.stored_elements(), lr, static_cast<float>(s.beta1),
-                       static_cast<float>(s.beta2), static_cast<float>(s.eps), decay, step + 1});
+      adamw.push_back({buffers_.weights + offset, buffers_.gradients + offset, mine.first, mine.second,
+                       mine.part.elements, lr, static_cast<float>(s.beta1), static_cast<float>(s.beta2),
+                       static_cast<float>(s.eps), decay, step + 1, working});
     } else {
-      sgd.push_back({parameter, gradient, first, p.stored_elements(), lr, static_cast<float>(momentum_at(s, step)),
-                     decay, s.nesterov});
+      sgd.push_back({buffers_.weights + offset, buffers_.gradients + offset, mine.first, mine.part.elements, lr,
+                     static_cast<float>(momentum_at(s, step)), decay, s.nesterov, working});
     }
   }
   if (!adamw.empty()) backend_.elementwise().adamw(stream, adamw, gate);
@@ -134,70 +193,143 @@ void Optimizer::step_elementwise(Stream& stream, std::int64_t step, double lr_fa
 }
 
 void Optimizer::step_matrices(Stream& stream, std::int64_t step, double lr_factor, const StepGate& gate) {
-  for (std::size_t c = 0; c < assignment_.classes.size(); ++c) {
-    const MatrixClass& matrices = assignment_.classes[c];
-    const auto group = static_cast<std::size_t>(group_size(matrices, backend_));
-    for (std::size_t first = 0; first < matrices.items.size(); first += group) {
-      const std::size_t count = std::min(group, matrices.items.size() - first);
-      step_group(stream, matrices, c, first, count, step, lr_factor, gate);
-    }
+  for (std::size_t c = 0; c < assignment_.classes.size(); ++c) step_class(stream, c, step, lr_factor, gate);
+}
+
+template <class Body>
+void Optimizer::for_groups(std::size_t class_index, std::size_t first, std::size_t count, std::int64_t step,
+                           double lr_factor, Body&& body) {
+  const MatrixClass& matrices = assignment_.classes[class_index];
+  const std::size_t most = group_size(matrices, backend_);
+  for (std::size_t i = first; i < first + count; i += most) {
+    body(Group{matrices, class_index, i, std::min(most, first + count - i), step, lr_factor});
   }
 }
 
-void Optimizer::step_group(Stream& stream, const MatrixClass& matrices, std::size_t class_index, std::size_t first,
-                           std::size_t count, std::int64_t step, double lr_factor, const StepGate& gate) {
+void Optimizer::step_class(Stream& stream, std::size_t class_index, std::int64_t step, double lr_factor,
+                           const StepGate& gate) {
+  const Ownership::Class& owned = ownership_.matrices(class_index);
+  const int rank = communicator_.rank();
+  const bool factors = owned.exchange == Exchange::factors;
+  for_groups(class_index, owned.first(rank), owned.count(rank), step, lr_factor, [&](const Group& group) {
+    find_directions(stream, group, gate);
+    if (!factors) apply_directions(stream, group, gate);
+  });
+  if (!factors) return;
+  gather_factors(stream, class_index);
+  for_groups(class_index, 0, owned.order.size(), step, lr_factor,
+             [&](const Group& group) { apply_directions(stream, group, gate); });
+}
+
+std::size_t Optimizer::slot(const Group& group) const {
+  return ownership_.matrices(group.class_index).exchange == Exchange::factors ? group.first : 0;
+}
+
+void Optimizer::orthogonalize(Stream& stream, const OptimizerSettings& settings, const StackShape& shape,
+                              float* matrix) {
+  if (settings.orthogonalizer == Orthogonalizer::exact) {
+    backend_.matrix().exact_polar(stream, shape, matrix);
+  } else {
+    const NewtonSchulzSpec spec =
+        newton_schulz_spec(settings.coefficients, static_cast<int>(settings.newton_schulz_steps));
+    backend_.matrix().newton_schulz(stream, shape, spec, matrix, scratch_.tensor(3).f32());
+  }
+}
+
+void Optimizer::find_directions(Stream& stream, const Group& group, const StepGate& gate) {
+  const MatrixClass& matrices = group.matrices;
   const OptimizerSettings& s = matrices.settings;
+  const Ownership::Class& owned = ownership_.matrices(group.class_index);
   MatrixOps& ops = backend_.matrix();
-  std::vector<MatrixView> gradients;
-  std::vector<MatrixView> parameters;
-  std::vector<float> scales;
+  std::vector<float*> momenta;
   std::vector<PhiloxKey> keys;
-  for (std::size_t i = first; i < first + count; ++i) {
-    const MatrixItem& item = matrices.items[i];
-    gradients.push_back(view(item, gradients_));
-    parameters.push_back(view(item, weights_));
-    scales.push_back(item.scale);
+  for (std::size_t i = group.first; i < group.first + group.count; ++i) {
+    const MatrixItem& item = matrices.items[owned.order[i]];
+    momenta.push_back(momentum_[group.class_index][owned.order[i]]);
     const auto tensor = static_cast<std::uint32_t>(item.parameter * 8 + item.block);
-    keys.push_back(make_key(seed_, RandomPurpose::sketch, static_cast<std::uint64_t>(step), tensor));
+    keys.push_back(make_key(seed_, RandomPurpose::sketch, static_cast<std::uint64_t>(group.step), tensor));
   }
   MomentumRule rule;
   rule.kind = !has_momentum(s)                       ? MomentumKind::none
               : s.momentum_form == MomentumForm::ema ? MomentumKind::ema
                                                      : MomentumKind::heavy;
-  rule.mu = static_cast<float>(momentum_at(s, step));
+  rule.mu = static_cast<float>(momentum_at(s, group.step));
   rule.nesterov = s.nesterov;
-  const MatrixOps::UpdateRule update{static_cast<float>(s.lr * lr_factor), static_cast<float>(s.weight_decay)};
-  const auto n = static_cast<std::int64_t>(count);
+  const auto n = static_cast<std::int64_t>(group.count);
   const StackShape shape{n, matrices.rows, matrices.cols};
   float* const stack = scratch_.tensor(0).f32();
-  float* const iteration = scratch_.tensor(3).f32();
+  ops.momentum_to_stack(stream, rule, gate, views(group, buffers_.gradients, nullptr), momenta, stack);
+  if (matrices.rank == 0) return orthogonalize(stream, s, shape, stack);
 
-  ops.momentum_to_stack(stream, rule, gate, gradients, std::span(momentum_[class_index]).subspan(first, count), stack);
-  const auto orthogonalize = [&](const StackShape& of, float* matrix) {
-    if (s.orthogonalizer == Orthogonalizer::exact) {
-      ops.exact_polar(stream, of, matrix);
-    } else {
-      const NewtonSchulzSpec spec = newton_schulz_spec(s.coefficients, static_cast<int>(s.newton_schulz_steps));
-      ops.newton_schulz(stream, of, spec, matrix, iteration);
-    }
-  };
-  if (matrices.rank == 0) {
-    orthogonalize(shape, stack);
-    ops.update_dense(stream, update, gate, stack, scales, parameters);
-    return;
-  }
-  float* const basis = scratch_.tensor(1).f32();
-  float* const factor = scratch_.tensor(2).f32();
+  const auto at = static_cast<std::int64_t>(slot(group));
+  const std::int64_t basis_size = matrices.rows * matrices.rank, factor_size = matrices.rank * matrices.cols;
+  float* const basis = scratch_.tensor(1).f32() + at * basis_size;
+  float* const factor = scratch_.tensor(2).f32() + at * factor_size;
   const int power = s.sketch == SketchKind::power ? static_cast<int>(s.power_iterations) : 0;
   ops.sketch(stream, shape, matrices.rank, s.sketch == SketchKind::columns ? Sketch::columns : Sketch::gaussian, power,
              keys, stack, basis);
+  // The sketch and the projection are linear in the momentum, so sums of the processes' are those of the sum.
+  const auto sum = [&](float* values, std::int64_t elements) {
+    if (owned.exchange != Exchange::sketch) return;
+    communicator_.sum_in_place(stream, values, elements);
+    communicator_.finish(stream);
+  };
+  sum(basis, n * basis_size);
   const BasisMethod method = s.basis == BasisKind::householder   ? BasisMethod::householder
                              : s.basis == BasisKind::cholesky_qr ? BasisMethod::cholesky_qr
                                                                  : BasisMethod::automatic;
   ops.orthonormal_basis(stream, n, matrices.rows, matrices.rank, method, basis);
   ops.project(stream, shape, matrices.rank, basis, stack, factor);
-  orthogonalize({n, matrices.rank, matrices.cols}, factor);
-  ops.update_factors(stream, update, gate, matrices.rank, basis, factor, scales, parameters);
+  sum(factor, n * factor_size);
+  orthogonalize(stream, s, {n, matrices.rank, matrices.cols}, factor);
+}
+
+void Optimizer::apply_directions(Stream& stream, const Group& group, const StepGate& gate) {
+  const MatrixClass& matrices = group.matrices;
+  const std::vector<std::size_t>& order = ownership_.matrices(group.class_index).order;
+  std::vector<float> scales;
+  for (std::size_t i = group.first; i < group.first + group.count; ++i)
+    scales.push_back(matrices.items[order[i]].scale);
+  const std::vector<MatrixView> parameters = views(group, buffers_.weights, buffers_.working);
+  const MatrixOps::UpdateRule rule{static_cast<float>(matrices.settings.lr * group.lr_factor),
+                                   static_cast<float>(matrices.settings.weight_decay)};
+  if (matrices.rank == 0) {
+    return backend_.matrix().update_dense(stream, rule, gate, scratch_.tensor(0).f32(), scales, parameters);
+  }
+  const auto at = static_cast<std::int64_t>(slot(group));
+  backend_.matrix().update_factors(stream, rule, gate, matrices.rank,
+                                   scratch_.tensor(1).f32() + at * matrices.rows * matrices.rank,
+                                   scratch_.tensor(2).f32() + at * matrices.rank * matrices.cols, scales, parameters);
+}
+
+void Optimizer::gather_factors(Stream& stream, std::size_t class_index) {
+  const MatrixClass& matrices = assignment_.classes[class_index];
+  const Ownership::Class& owned = ownership_.matrices(class_index);
+  std::vector<Segment> segments;
+  for (int owner = 0; owner < ownership_.processes(); ++owner) {
+    const auto first = static_cast<std::int64_t>(owned.first(owner)),
+               count = static_cast<std::int64_t>(owned.count(owner));
+    if (count == 0) continue;
+    const std::int64_t basis = matrices.rows * matrices.rank, factor = matrices.rank * matrices.cols;
+    segments.push_back({scratch_.tensor(1).f32() + first * basis, DType::f32, count * basis, owner});
+    segments.push_back({scratch_.tensor(2).f32() + first * factor, DType::f32, count * factor, owner});
+  }
+  communicator_.gather_from_owners(stream, segments);
+  communicator_.finish(stream);
+}
+
+void Optimizer::complete_sums(Stream& stream) {
+  for (const StateTensor& tensor : state_tensors_) {
+    if (tensor.summed) communicator_.sum_in_place(stream, tensor.parts.front().data, tensor.elements());
+  }
+  communicator_.finish(stream);
+}
+
+void Optimizer::restart_sums(Stream& stream) {
+  const float share = 1.0F / static_cast<float>(communicator_.size());
+  for (const StateTensor& tensor : state_tensors_) {
+    if (tensor.summed) backend_.elementwise().scale(stream, tensor.parts.front().data, tensor.elements(), share);
+  }
 }
 
 }  // namespace polaron

@@ -1,5 +1,5 @@
-// The optimizer of a run: steps every parameter by its assignment. One process owns everything here; sharing state
-// among processes is the communicator's business and comes with it.
+// The optimizer of a run: steps every parameter by its assignment, each process what it owns (optim/ownership.h), and
+// sees to it that afterwards all processes have all parameters.
 #pragma once
 
 #include <cstdint>
@@ -8,58 +8,111 @@
 
 #include "backend/arena.h"
 #include "backend/backend.h"
+#include "comm/communicator.h"
 #include "config/config.h"
 #include "model/parameters.h"
 #include "optim/assignment.h"
+#include "optim/ownership.h"
 
 namespace polaron {
 
 // A named piece of optimizer state in device memory, for checkpoints: "momentum.<matrix>" [rows, cols] (logical,
-// contiguous), "adamw.m.<parameter>" and "adamw.v.<parameter>" [stored elements].
+// contiguous), "adamw.m.<parameter>" and "adamw.v.<parameter>" [1, stored elements].
 struct StateTensor {
+  // Elements [first, first + elements), on the process that owns them.
+  struct Part {
+    int owner = 0;
+    std::int64_t first = 0;
+    std::int64_t elements = 0;
+    float* data = nullptr;  // null where another process owns it
+  };
   std::string name;
-  Tensor tensor;
+  std::int64_t rows = 0, cols = 0;
+  std::vector<Part> parts;  // in order, together the whole tensor
+  // Every process holds an addend of the tensor, all of it (parts: one, with data everywhere).
+  bool summed = false;
+  std::int64_t elements() const { return rows * cols; }
+};
+
+// Weights and gradients in device memory, flat, laid out by the parameter table.
+struct FlatBuffers {
+  float* weights = nullptr;    // fp32 masters
+  float* gradients = nullptr;  // fp32
+  bf16* working = nullptr;     // rounded copy of the weights that the model computes with; null: it uses the masters
 };
 
 class Optimizer {
  public:
-  // Plans state and scratch without allocating.
+  // Plans state and scratch of one process without allocating.
   struct Plan {
     ArenaPlan state;
     ArenaPlan scratch;
   };
-  static Plan plan(const Assignment& assignment, const ParameterTable& table, Backend& backend);
+  static Plan plan(const Assignment& assignment, const Ownership& ownership, int rank, const ParameterTable& table,
+                   Backend& backend);
 
-  // weights, gradients: flat fp32 device buffers laid out by `table`. All references must outlive the optimizer. `seed`
-  // keys the random sketches.
-  Optimizer(Assignment assignment, const ParameterTable& table, Backend& backend, std::uint64_t seed, float* weights,
-            float* gradients);
+  // All references must outlive the optimizer, as must the buffers. `seed` keys the random sketches.
+  Optimizer(Assignment assignment, const ParameterTable& table, Backend& backend, Communicator& communicator,
+            Exchange exchange, std::uint64_t seed, const FlatBuffers& buffers);
 
-  // One update. step: 0 for the first. lr_factor: of the schedule. With gate.apply = 0 nothing changes.
+  // One update, from gradients that are on their owners (or everywhere, where their sketches travel). step: 0 for the
+  // first. lr_factor: of the schedule. With gate.apply = 0 nothing changes. Afterwards every process has all
+  // parameters, for work queued on `stream`.
   void step(Stream& stream, std::int64_t step, double lr_factor, const StepGate& gate);
   // Its two halves, for benchmarks: parameters under AdamW or SGD; matrices under matrix optimizers.
   void step_elementwise(Stream& stream, std::int64_t step, double lr_factor, const StepGate& gate);
   void step_matrices(Stream& stream, std::int64_t step, double lr_factor, const StepGate& gate);
 
+  // Collective, before `state` is stored: a momentum that the processes hold in addends becomes its sum on every one.
+  // After storing it, restart_sums() makes it an addend again.
+  void complete_sums(Stream& stream);
+  // Every process takes the same share of the whole: after complete_sums(), and after `state` was loaded.
+  void restart_sums(Stream& stream);
+
   const std::vector<StateTensor>& state() const { return state_tensors_; }
   const Assignment& assignment() const { return assignment_; }
+  const Ownership& ownership() const { return ownership_; }
 
  private:
-  void step_group(Stream& stream, const MatrixClass& matrices, std::size_t class_index, std::size_t first,
-                  std::size_t count, std::int64_t step, double lr_factor, const StepGate& gate);
-  MatrixView view(const MatrixItem& item, float* flat) const;
+  // A run of matrices of one class that are stepped in one go: order[first] to order[first + count - 1].
+  struct Group {
+    const MatrixClass& matrices;
+    std::size_t class_index, first, count;
+    std::int64_t step;
+    double lr_factor;
+  };
+  template <class Body>
+  void for_groups(std::size_t class_index, std::size_t first, std::size_t count, std::int64_t step, double lr_factor,
+                  Body&& body);
+  void step_class(Stream& stream, std::size_t class_index, std::int64_t step, double lr_factor, const StepGate& gate);
+  // Momentum into the stack; orthogonalized there (full), or as basis and factor (low rank, slots in class order).
+  void find_directions(Stream& stream, const Group& group, const StepGate& gate);
+  void orthogonalize(Stream& stream, const OptimizerSettings& settings, const StackShape& shape, float* matrix);
+  void apply_directions(Stream& stream, const Group& group, const StepGate& gate);
+  void gather_factors(Stream& stream, std::size_t class_index);
+  void gather(Stream& stream, bool matrices);
+  std::size_t slot(const Group& group) const;  // of the group's first matrix in the memory of factors
+  MatrixView view(const MatrixItem& item, float* flat, bf16* working) const;
+  std::vector<MatrixView> views(const Group& group, float* flat, bf16* working) const;
 
   Assignment assignment_;
   const ParameterTable& table_;
   Backend& backend_;
+  Communicator& communicator_;
+  Ownership ownership_;
   std::uint64_t seed_;
-  float* weights_;
-  float* gradients_;
+  FlatBuffers buffers_;
   Arena state_;
   Arena scratch_;
   std::vector<StateTensor> state_tensors_;
-  std::vector<std::vector<float*>> momentum_;                 // [class][item]; null without momentum
-  std::vector<std::pair<float*, float*>> elementwise_state_;  // m and v, or momentum and null
+  std::vector<std::vector<float*>> momentum_;  // [class][item]; null without momentum, or where another owns it
+  struct ElementwiseState {
+    Ownership::Part part;  // none here: no elements
+    float* first = nullptr;
+    float* second = nullptr;
+  };
+  std::vector<ElementwiseState> elementwise_;               // m and v, or momentum and null
+  std::vector<Segment> matrix_segments_, vector_segments_;  // gathered after the step
 };
 
 }  // namespace polaron

@@ -83,17 +83,35 @@ FileDigest write_model(const fs::path& file, Backend& backend, Stream& stream, c
   return writer.finish();
 }
 
-FileDigest write_optimizer(const fs::path& file, Backend& backend, Stream& stream, std::span<const StateTensor> state) {
-  std::vector<TensorInfo> infos;
-  for (const StateTensor& s : state) infos.push_back({s.name, "F32", {s.tensor.rows, s.tensor.cols}, 0, 0});
-  SafetensorsWriter writer(file, std::move(infos));
-  for (const TensorInfo& info : writer.tensors()) {
-    const auto s =
-        std::find_if(state.begin(), state.end(), [&](const StateTensor& each) { return each.name == info.name; });
-    writer.write(info.name, [&](std::uint64_t offset, std::span<std::byte> piece) {
-      backend.device().download(stream, piece.data(), static_cast<std::byte*>(s->tensor.data) + offset, piece.size());
+// The whole tensor on process 0, from the processes that own its parts; nothing on the others.
+std::vector<float> collect(Backend& backend, Stream& stream, Communicator& communicator, const StateTensor& s) {
+  const bool root = communicator.rank() == 0;
+  std::vector<float> values(static_cast<std::size_t>(root ? s.elements() : 0));
+  std::vector<float> sent;
+  for (const StateTensor::Part& part : s.parts) {
+    const auto bytes = static_cast<std::size_t>(part.elements) * sizeof(float);
+    if (part.owner == communicator.rank()) {
+      if (!root) sent.resize(static_cast<std::size_t>(part.elements));
+      float* const to = root ? values.data() + part.first : sent.data();
+      backend.device().download(stream, to, part.data, bytes);
       stream.synchronize();
-    });
+      if (!root) communicator.send_to_root(to, static_cast<std::int64_t>(bytes));
+    } else if (root) {
+      communicator.receive_at_root(values.data() + part.first, static_cast<std::int64_t>(bytes), part.owner);
+    }
+  }
+  return values;
+}
+
+FileDigest write_optimizer(const fs::path& file, Backend& backend, Stream& stream, Communicator& communicator,
+                           std::span<const StateTensor> state) {
+  std::vector<TensorInfo> infos;
+  for (const StateTensor& s : state) infos.push_back({s.name, "F32", {s.rows, s.cols}, 0, 0});
+  SafetensorsWriter writer(file, std::move(infos));
+  // All have one dtype, so the file keeps their order, in which the other processes send.
+  for (const StateTensor& s : state) {
+    const std::vector<float> values = collect(backend, stream, communicator, s);
+    writer.write(s.name, std::as_bytes(std::span(values)));
   }
   return writer.finish();
 }
@@ -167,9 +185,13 @@ std::string read_text(const fs::path& file) {
 
 }  // namespace
 
-void write_checkpoint(const fs::path& folder, Backend& backend, Stream& stream, const ModelWeights& model,
-                      std::span<const StateTensor> optimizer, const TrainerState& state, const std::string& vocabulary,
-                      std::int32_t separator) {
+void write_checkpoint(const fs::path& folder, Backend& backend, Stream& stream, Communicator& communicator,
+                      const ModelWeights& model, std::span<const StateTensor> optimizer, const TrainerState& state,
+                      const std::string& vocabulary, std::int32_t separator) {
+  if (communicator.rank() != 0) {
+    for (const StateTensor& s : optimizer) collect(backend, stream, communicator, s);
+    return communicator.barrier();
+  }
   std::error_code failure;
   fs::create_directories(folder.parent_path(), failure);
   if (failure) {
@@ -181,12 +203,13 @@ void write_checkpoint(const fs::path& folder, Backend& backend, Stream& stream, 
   Manifest digests;
   digests["model.safetensors"] = write_model(directory.path() / "model.safetensors", backend, stream, model);
   digests["optimizer.safetensors"] =
-      write_optimizer(directory.path() / "optimizer.safetensors", backend, stream, optimizer);
+      write_optimizer(directory.path() / "optimizer.safetensors", backend, stream, communicator, optimizer);
   write_file_atomically(directory.path() / "config.json", huggingface_config(model.config, separator));
   write_file_atomically(directory.path() / "trainer.json", trainer_json(state));
   if (!vocabulary.empty()) write_file_atomically(directory.path() / "vocabulary.json", vocabulary);
   write_manifest(directory.path(), digests);
   directory.publish(IfPresent::replace);
+  communicator.barrier();
 }
 
 CheckpointReader::CheckpointReader(const fs::path& folder) : folder_(folder) {
@@ -254,17 +277,24 @@ void CheckpointReader::load_optimizer(Backend& backend, Stream& stream, std::spa
   }
   for (const StateTensor& s : into) {
     const TensorInfo* info = file.find(s.name);
-    const std::vector<std::int64_t> wanted = {s.tensor.rows, s.tensor.cols};
+    const std::vector<std::int64_t> wanted = {s.rows, s.cols};
     if (info == nullptr || info->shape != wanted) {
       throw Error(Exit::data,
                   fmt::format("{}: no optimizer state {} [{}]: the checkpoint is of another model or optimizer. "
                               "Resume with the config it was made with, or start a new run with --init-from.",
                               file.path().string(), s.name, fmt::join(wanted, ", ")));
     }
-    std::vector<float> values(static_cast<std::size_t>(s.tensor.elements()));
-    file.read_f32(s.name, values.data(), values.size());
-    backend.device().upload(stream, s.tensor.data, values.data(), values.size() * sizeof(float));
-    stream.synchronize();
+    std::vector<float> values;
+    for (const StateTensor::Part& part : s.parts) {
+      if (part.data == nullptr) continue;
+      if (values.empty()) {
+        values.resize(static_cast<std::size_t>(s.elements()));
+        file.read_f32(s.name, values.data(), values.size());
+      }
+      backend.device().upload(stream, part.data, values.data() + part.first,
+                              static_cast<std::size_t>(part.elements) * sizeof(float));
+      stream.synchronize();
+    }
   }
 }
 

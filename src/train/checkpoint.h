@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "comm/communicator.h"
 #include "config/transformer_config.h"
 #include "model/parameters.h"
 #include "optim/optimizer.h"
@@ -36,12 +37,13 @@ struct ModelWeights {
   float* device;  // flat, laid out by the table
 };
 
-// Writes a checkpoint folder that appears whole or not at all. `vocabulary` is the text of vocabulary.json or empty;
-// `separator` as in huggingface_config. Waits for the stream. Error(Exit::data) where it cannot be written,
-// Error(Exit::numerical) where a weight is not finite: nothing is left behind then.
-void write_checkpoint(const std::filesystem::path& folder, Backend& backend, Stream& stream, const ModelWeights& model,
-                      std::span<const StateTensor> optimizer, const TrainerState& state, const std::string& vocabulary,
-                      std::int32_t separator);
+// Writes a checkpoint folder that appears whole or not at all. Collective: process 0 writes, the others send what they
+// own (so an Error on process 0 alone leaves them waiting, and has to end them). `vocabulary` is the text of
+// vocabulary.json or empty; `separator` as in huggingface_config. Waits for the stream. Error(Exit::data) where it
+// cannot be written, Error(Exit::numerical) where a weight is not finite: nothing is left behind then.
+void write_checkpoint(const std::filesystem::path& folder, Backend& backend, Stream& stream, Communicator& communicator,
+                      const ModelWeights& model, std::span<const StateTensor> optimizer, const TrainerState& state,
+                      const std::string& vocabulary, std::int32_t separator);
 
 // A checkpoint of polaron's or a model folder of transformers', verified and open.
 class CheckpointReader {
@@ -58,6 +60,7 @@ class CheckpointReader {
 
   // Fills the flat buffer; Error(Exit::data) naming the tensor where names or shapes do not fit the table.
   void load_weights(Backend& backend, Stream& stream, const ModelWeights& into) const;
+  // Each process takes the parts that it owns; of a summed tensor, the whole (Optimizer::restart_sums follows).
   void load_optimizer(Backend& backend, Stream& stream, std::span<const StateTensor> into) const;
 
  private:

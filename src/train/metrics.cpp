@@ -42,6 +42,9 @@ class Line {
     json_[key] = nullptr;
     return *this;
   }
+  Line& add(const char* key, const std::optional<std::int64_t>& value) {
+    return value ? set(key, *value) : set(key, nullptr);
+  }
   Line& add(const char* key, std::int64_t value) { return set(key, value); }
   Line& add(const char* key, std::uint64_t value) { return set(key, value); }
   Line& add(const char* key, int value) { return set(key, value); }
@@ -186,6 +189,7 @@ std::string to_json_line(const EndRecord& r, const std::string& time) {
       .add("reason", r.reason)
       .add("exit_code", r.exit_code)
       .add("seconds", r.seconds)
+      .add("moved_a_step", r.moved_a_step)
       .add("val_loss", r.val_loss)
       .add("perplexity", r.perplexity)
       .text();

@@ -83,11 +83,12 @@ struct CheckpointRecord {
 struct EndRecord {
   std::int64_t step = 0;  // of the last update
   std::int64_t tokens = 0;
-  std::string reason;                // "done", "SIGTERM", "max-time", "the loss is not finite", ...
-  int exit_code = 0;                 //
-  double seconds = 0;                // since this process started
-  std::optional<double> val_loss;    // the last one, where there was a validation
-  std::optional<double> perplexity;  //
+  std::string reason;                        // "done", "SIGTERM", "max-time", "the loss is not finite", ...
+  int exit_code = 0;                         //
+  double seconds = 0;                        // since this process started
+  std::optional<std::int64_t> moved_a_step;  // bytes that all processes together exchanged in a step; nothing for one
+  std::optional<double> val_loss;            // the last one, where there was a validation
+  std::optional<double> perplexity;          //
 };
 
 // The object as one line of JSON, without the newline. `time` in UTC, "2024-05-20T12:34:56Z".

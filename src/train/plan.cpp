@@ -25,11 +25,11 @@ FlopsPerToken flops_per_token(const TransformerConfig& model, const ParameterTab
 }
 
 MemoryPlan plan_memory(const Config& config, const ParameterTable& table, const Assignment& assignment,
-                       Backend& backend) {
+                       const Ownership& ownership, int rank, Backend& backend) {
   MemoryPlan plan;
   plan.weights = table.stored_elements() * 4;
   plan.gradients = plan.weights;
-  const Optimizer::Plan optimizer = Optimizer::plan(assignment, table, backend);
+  const Optimizer::Plan optimizer = Optimizer::plan(assignment, ownership, rank, table, backend);
   plan.optimizer_state = optimizer.state.bytes();
   plan.optimizer_scratch = optimizer.scratch.bytes();
   const ActivationShape shape = activation_shape(config);
@@ -39,21 +39,15 @@ MemoryPlan plan_memory(const Config& config, const ParameterTable& table, const 
   return plan;
 }
 
-TrafficPlan plan_traffic(const ParameterTable& table, const Assignment& assignment, int processes) {
-  std::int64_t low_rank_elements = 0;
-  std::int64_t factor_elements = 0;
-  for (const MatrixClass& c : assignment.classes) {
-    if (c.rank == 0) continue;
-    const auto count = static_cast<std::int64_t>(c.items.size());
-    low_rank_elements += count * c.rows * c.cols;
-    factor_elements += count * (c.rows + c.cols) * c.rank;
-  }
-  // A ring moves (P-1)/P of the data through every process.
-  const auto sent = [&](std::int64_t elements) { return elements * 4 / processes * (processes - 1); };
+TrafficPlan plan_traffic(const Ownership& ownership, bool rounded) {
+  const std::int64_t others = ownership.processes() - 1;
   TrafficPlan traffic;
-  traffic.gradients = sent(table.elements());
-  traffic.parameters = sent(table.elements());
-  traffic.parameters_factors = sent(table.elements() - low_rank_elements + factor_elements);
+  for (const OwnedRange& range : ownership.reduced()) traffic.gradients += others * range.elements * 4;
+  for (const OwnedRange& range : ownership.gathered()) {
+    traffic.parameters += others * range.elements * (rounded && range.rounded ? 2 : 4);
+  }
+  traffic.factors = others * ownership.factor_elements() * 4;
+  traffic.sketches = 2 * others * ownership.sketch_elements() * 4;
   return traffic;
 }
 

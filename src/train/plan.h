@@ -8,6 +8,7 @@
 #include "model/activations.h"
 #include "model/parameters.h"
 #include "optim/assignment.h"
+#include "optim/ownership.h"
 
 namespace polaron {
 
@@ -33,19 +34,23 @@ struct FlopsPerToken {
   double total() const { return matmul + attention; }
 };
 
-// Bytes that one process sends a step in data-parallel training on `processes` processes.
+// Bytes a step that all processes together send to sums elsewhere and receive from owners (Communicator::bytes_moved).
+// Through each process of a ring goes this divided by their number.
 struct TrafficPlan {
-  std::int64_t gradients = 0;   // reduced to their owners: (P-1)/P of all fp32 gradients
-  std::int64_t parameters = 0;  // gathered from their owners: the same of all fp32 parameters
-  std::int64_t parameters_factors =
-      0;  // the same, but (m+n) r numbers for each m x n matrix under a low-rank optimizer
+  std::int64_t gradients = 0;   // summed on their owners, fp32: (P-1) times all of them
+  std::int64_t parameters = 0;  // from their owners: the same
+  std::int64_t factors = 0;     // of low-rank updates, from the matrices' owners: (P-1) times (m+n) r numbers each
+  std::int64_t sketches = 0;    // sketches and projections, summed everywhere: twice that
+  std::int64_t total() const { return gradients + parameters + factors + sketches; }
 };
 
 FlopsPerToken flops_per_token(const TransformerConfig& model, const ParameterTable& table,
                               std::int64_t sequence_length);
+// Of process `rank`.
 MemoryPlan plan_memory(const Config& config, const ParameterTable& table, const Assignment& assignment,
-                       Backend& backend);
-TrafficPlan plan_traffic(const ParameterTable& table, const Assignment& assignment, int processes);
+                       const Ownership& ownership, int rank, Backend& backend);
+// rounded: parameters that the model computes with in bf16 travel so.
+TrafficPlan plan_traffic(const Ownership& ownership, bool rounded);
 
 // Shape of the activations that a config asks for.
 ActivationShape activation_shape(const Config& config);

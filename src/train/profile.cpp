@@ -180,6 +180,9 @@ class ProfiledElementwise final : public ElementwiseOps {
     for (const SgdRange& range : ranges) elements += static_cast<double>(range.n);
     record_("SGD", stream, 0, 20 * elements, [&] { inner_.sgd(stream, ranges, gate); });
   }
+  void scale(Stream& stream, float* values, std::int64_t n, float factor) override {
+    record_("scale", stream, 0, 8.0 * static_cast<double>(n), [&] { inner_.scale(stream, values, n, factor); });
+  }
   void round(Stream& stream, const float* from, bf16* to, std::int64_t n) override {
     record_("round to bf16", stream, 0, 6.0 * static_cast<double>(n), [&] { inner_.round(stream, from, to, n); });
   }

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "data/shard.h"
 #include "train/huggingface.h"
+#include "train/processes.h"
 
 namespace polaron {
 
@@ -117,19 +118,26 @@ void check_architecture(const CheckpointReader& source, const TransformerConfig&
 
 }  // namespace
 
-Session::Session(Config given, bool initialize)
+Session::Session(Config given, bool initialize, Communicator& communicator_)
     : vocabulary(find_vocabulary(given.data)),
       config(resolved(std::move(given), vocabulary)),
-      chosen(make_backend(config.device, static_cast<int>(config.threads))),
+      chosen(make_backend(config.device, threads_for(config, communicator_))),
       backend(*chosen.backend),
-      communicator(make_single_process_communicator()),
+      communicator(communicator_),
       table(config.model) {
   Assignment assignment = assign_optimizers(config.optimizer, config.model, table);
-  memory = plan_memory(config, table, assignment, backend);
+  if (communicator.size() > 1) {
+    check_same_start(config, communicator);
+    check_processes(config, assignment, communicator.size());
+    config.training.micro_batch = std::min(config.training.micro_batch, config.training.batch / communicator.size());
+  }
+  const Ownership ownership(assignment, table, communicator.size(), config.parallel.exchange);
+  memory = plan_memory(config, table, assignment, ownership, communicator.rank(), backend);
+  traffic = plan_traffic(ownership, false);
   flops = flops_per_token(config.model, table, config.training.sequence_length);
   // The data is opened before anything large is allocated: a wrong path should not cost time.
   if (!config.data.validation.empty()) {
-    validation.emplace(validation_options(config, *communicator, separator()));
+    validation.emplace(validation_options(config, communicator, separator()));
     if (validation->shortened()) {
       log::warn(fmt::format("validation.tokens is {}, but {} holds {}: using all of them.", config.validation.tokens,
                             config.data.validation, validation->available()));
@@ -152,14 +160,15 @@ Session::Session(Config given, bool initialize)
       source.load_weights(backend, *stream, weights_view());
     }
   }
-  optimizer.emplace(std::move(assignment), table, backend, config.seed, weights.as<float>(), gradients.as<float>());
+  optimizer.emplace(std::move(assignment), table, backend, communicator, config.parallel.exchange, config.seed,
+                    FlatBuffers{weights.as<float>(), gradients.as<float>(), nullptr});
   const ActivationShape shape = activation_shape(config);
   model.emplace(config.model, table, shape, backend, weights.as<float>(), gradients.as<float>());
   uploader.emplace(backend.device(), shape.rows());
 }
 
 std::unique_ptr<Loader> Session::open_loader(std::int64_t position) const {
-  return std::make_unique<Loader>(loader_options(config, *communicator, separator()), LoaderPosition{position});
+  return std::make_unique<Loader>(loader_options(config, communicator, separator()), LoaderPosition{position});
 }
 
 std::vector<std::int32_t> Session::sample_prompt() const {

@@ -32,16 +32,19 @@ void resolve_vocabulary(Config& config, const std::optional<Vocabulary>& vocabul
 class Session {
  public:
   // Opens the data, checks that the plan fits into memory, allocates, and draws the initial weights (or reads those of
-  // config.init_from). `initialize` false leaves them zero: the caller loads a checkpoint.
-  Session(Config config, bool initialize);
+  // config.init_from). `initialize` false leaves them zero: the caller loads a checkpoint. With several processes the
+  // config's micro_batch is cut to the sequences of one; Error(Exit::usage) where they cannot share the batch or the
+  // matrices, or were not given the same config and program. The communicator must outlive the session.
+  Session(Config config, bool initialize, Communicator& communicator);
 
   std::optional<Vocabulary> vocabulary;
   Config config;
   ChosenBackend chosen;
   Backend& backend;
-  std::unique_ptr<Communicator> communicator;
+  Communicator& communicator;
   ParameterTable table;
   MemoryPlan memory;
+  TrafficPlan traffic;
   FlopsPerToken flops;
   std::unique_ptr<Stream> stream;
   DeviceBuffer weights;

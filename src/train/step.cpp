@@ -1,6 +1,7 @@
 #include "train/step.h"
 
 #include <cmath>
+#include <cstddef>
 #include <span>
 #include <utility>
 
@@ -11,26 +12,49 @@ namespace polaron {
 StepRunner::StepRunner(Session& session)
     : session_(session),
       result_(session.backend.device(), sizeof(Result)),
-      targets_(static_cast<double>(session.config.training.batch * session.config.training.sequence_length)) {}
+      targets_(static_cast<double>(session.config.training.batch * session.config.training.sequence_length)) {
+  const auto* const gradients = session.gradients.as<float>();
+  const auto range = [&](std::int64_t offset, std::int64_t elements) {
+    return std::span<const float>(gradients + offset, static_cast<std::size_t>(elements));
+  };
+  const Communicator& communicator = session.communicator;
+  if (communicator.size() == 1) {
+    norm_ranges_.push_back(range(0, session.table.stored_elements()));
+    return;
+  }
+  reductions_.resize(static_cast<std::size_t>(session.config.model.layers) + 2);
+  for (const OwnedRange& owned : session.optimizer->ownership().reduced()) {
+    reductions_[static_cast<std::size_t>(owned.layer + 1)].push_back(
+        {session.gradients.as<float>() + owned.offset, DType::f32, owned.elements, owned.owner});
+    if (owned.owner == communicator.rank()) norm_ranges_.push_back(range(owned.offset, owned.elements));
+  }
+  // Gradients that stay where they are enter each with its own squares.
+  for (const OwnedRange& local : session.optimizer->ownership().local()) {
+    norm_ranges_.push_back(range(local.offset, local.elements));
+  }
+}
 
 void StepRunner::begin() { session_.backend.device().zero(*session_.stream, result_.data(), sizeof(Result)); }
 
-void StepRunner::micro_batch(Batch batch, bool accumulate) {
+void StepRunner::micro_batch(Batch batch, bool accumulate, bool last) {
   const DeviceBatch on_device = session_.uploader->upload(*session_.stream, std::move(batch));
   // The loss is the mean over the global batch, so each micro-batch's sum is divided by all of its targets.
   session_.model->forward_backward(*session_.stream, on_device, static_cast<float>(1.0 / targets_), accumulate,
-                                   &result_.as<Result>()->loss_sum, [](int) {});
+                                   &result_.as<Result>()->loss_sum, [&](int layer) {
+                                     if (!last || reductions_.empty()) return;
+                                     session_.communicator.reduce_to_owners(
+                                         *session_.stream, reductions_[static_cast<std::size_t>(layer + 1)]);
+                                   });
 }
 
 void StepRunner::finish(std::int64_t step, double loss_limit) {
   Stream& stream = *session_.stream;
   ElementwiseOps& ops = session_.backend.elementwise();
   auto* const result = result_.as<Result>();
-  session_.communicator->sum(stream, &result->loss_sum, 1);
-
-  const std::span<const float> gradients(session_.gradients.as<float>(),
-                                         static_cast<std::size_t>(session_.table.stored_elements()));
-  ops.sum_of_squares(stream, std::span(&gradients, 1), &result->sum_of_squares);
+  session_.communicator.finish(stream);
+  ops.sum_of_squares(stream, norm_ranges_, &result->sum_of_squares);
+  static_assert(offsetof(Result, sum_of_squares) == sizeof(double));
+  session_.communicator.sum(stream, &result->loss_sum, 2);
   ops.decide(stream, &result->sum_of_squares, &result->loss_sum, 1.0 / targets_,
              static_cast<float>(session_.config.training.gradient_clip), loss_limit, &result->norm, &result->clip,
              &result->apply);

@@ -5,6 +5,8 @@
 #include <deque>
 #include <memory>
 #include <optional>
+#include <span>
+#include <vector>
 
 #include "train/session.h"
 
@@ -23,16 +25,16 @@ class StepRunner {
  public:
   explicit StepRunner(Session& session);
 
-  // Queues all micro-batches of a step and its update. False where `interrupted` (asked between micro-batches) cut it
-  // short: then parameters and state are as before. loss_limit: skip the update where the loss is above it (infinity:
-  // never).
+  // Queues all micro-batches of a step and its update. False where `interrupted` (asked between micro-batches; never
+  // true for one of several processes alone) cut it short: then parameters and state are as before. loss_limit: skip
+  // the update where the loss is above it (infinity: never).
   template <class Interrupted>
   bool queue(Loader& loader, std::int64_t step, double loss_limit, Interrupted interrupted) {
     begin();
     const std::int64_t micro_batches = loader.micro_batches_per_global_batch();
     for (std::int64_t i = 0; i < micro_batches; ++i) {
       if (interrupted()) return false;
-      micro_batch(loader.next(), i > 0);
+      micro_batch(loader.next(), i > 0, i + 1 == micro_batches);
     }
     finish(step, loss_limit);
     return true;
@@ -58,10 +60,12 @@ class StepRunner {
   };
 
   void begin();
-  void micro_batch(Batch batch, bool accumulate);
+  void micro_batch(Batch batch, bool accumulate, bool last);
   void finish(std::int64_t step, double loss_limit);
 
   Session& session_;
+  std::vector<std::vector<Segment>> reductions_;     // [layer + 1]: gradients that travel when a layer's are complete
+  std::vector<std::span<const float>> norm_ranges_;  // gradients whose squares this process adds up
   DeviceBuffer result_;
   double targets_;  // of a global batch
   std::deque<Pending> pending_;

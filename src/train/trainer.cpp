@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <utility>
 
 #include "base/log.h"
 #include "config/enum_names.h"
@@ -15,6 +16,7 @@
 #include "train/generate.h"
 #include "train/huggingface.h"
 #include "train/metrics.h"
+#include "train/processes.h"
 #include "train/report.h"
 #include "train/run_directory.h"
 #include "train/session.h"
@@ -39,16 +41,19 @@ double without_sign_of_nan(double value) {
 
 class Trainer {
  public:
-  Trainer(const Config& config, const TrainOptions& options)
+  Trainer(const Config& config, const TrainOptions& options, Communicator& communicator)
       : start_(Clock::now()),
         options_(options),
-        lock_(lock_run_directory(config.output)),
+        communicator_(communicator),
+        root_(communicator.rank() == 0),
+        lock_(root_ ? lock_run_directory(config.output) : File(-1, config.output)),
         checkpoint_(checkpoint_to_resume(config.output, options.resume)),
-        session_(config, !checkpoint_),
+        session_(config, !checkpoint_, communicator),
         run_(session_.config.output),
         steps_(session_),
         spikes_(session_.config.training.skip_loss_spikes,
-                checkpoint_ ? checkpoint_->state().loss_history : std::vector<double>{}) {
+                checkpoint_ ? checkpoint_->state().loss_history : std::vector<double>{}),
+        console_(Console::Options{.quiet = !root_, .terminal = {}}) {
     if (checkpoint_) resume();
     loader_ = session_.open_loader(done_);
     if (checkpoint_ && loader_->fingerprint() != checkpoint_->state().data_fingerprint) {
@@ -58,7 +63,7 @@ class Trainer {
     }
     checkpoint_.reset();
     if (session_.config.sample.every > 0) sample_prompt_ = session_.sample_prompt();
-    open_run();
+    if (root_) open_run();
   }
 
   Exit run();
@@ -69,9 +74,12 @@ class Trainer {
   void open_run();
   void describe();
   bool stopping() const;
+  bool agree_to_stop();
+  void report_traffic();
   void collect(bool wait);
   void report(const StepOutcome& outcome);
   void after_step();
+  void compare_weights();
   void validate();
   void sample();
   void checkpoint();
@@ -82,8 +90,15 @@ class Trainer {
     return session_.config.training.batch * session_.config.training.sequence_length;
   }
 
+  template <class Record>
+  void log(const Record& record) {
+    if (metrics_) metrics_->write(record);
+  }
+
   Clock::time_point start_;
   TrainOptions options_;
+  Communicator& communicator_;
+  bool root_;                                   // this process writes
   File lock_;                                   // on the run directory, where it exists
   std::optional<CheckpointReader> checkpoint_;  // to resume from; gone once it is read
   Session session_;
@@ -101,7 +116,10 @@ class Trainer {
   std::int64_t saved_ = -1;      // step of the newest checkpoint
   std::int64_t evaluated_ = -1;  // step of the last validation
   std::optional<Evaluation> last_evaluation_;
-  bool ended_ = false;  // the log has its last line
+  bool checkpoint_wanted_ = false;            // by a signal
+  std::int64_t moved_ = 0, steps_run_ = 0;    // bytes in steps, by this process
+  std::optional<std::int64_t> moved_a_step_;  // bytes, by all processes
+  bool ended_ = false;                        // the log has its last line
   Clock::time_point last_report_;
 };
 
@@ -117,6 +135,7 @@ void Trainer::resume() {
   }
   checkpoint_->load_weights(session_.backend, *session_.stream, session_.weights_view());
   checkpoint_->load_optimizer(session_.backend, *session_.stream, session_.optimizer->state());
+  session_.optimizer->restart_sums(*session_.stream);
   done_ = state.step;
   saved_ = state.step;
   if (done_ > session_.config.training.steps) {
@@ -146,10 +165,18 @@ void Trainer::describe() {
   console_.table(optimizer_table(session_.optimizer->assignment(), session_.table));
   const std::string note = full_rank_note(session_.optimizer->assignment());
   if (!note.empty()) console_.line(note);
+  communicator_.barrier();  // all measure at the same time, as they will compute
   gemm_rate_ = measure_gemm_rate(session_.backend);
+  double all_rates = gemm_rate_;
+  communicator_.sum_host(std::span(&all_rates, 1));
   const DeviceInfo device = session_.backend.device().info();
-  console_.line(fmt::format("peak rate: {} measured on a large GEMM, {} by the datasheet", format_flops(gemm_rate_),
+  console_.line(fmt::format("peak rate: {} measured on a large GEMM, {} by the datasheet", format_flops(all_rates),
                             format_flops(device.datasheet_flops)));
+  if (communicator_.size() > 1) {
+    console_.line(fmt::format("{} processes, exchange of {}: {} through each a step", communicator_.size(),
+                              name_of(config.parallel.exchange),
+                              format_bytes(session_.traffic.total() / communicator_.size())));
+  }
   if (done_ > 0) console_.line(fmt::format("resumed at step {}", format_grouped(done_)));
 
   RunRecord record;
@@ -157,7 +184,7 @@ void Trainer::describe() {
   record.version = POLARON_VERSION;
   record.device = device.name;
   record.threads = device.threads;
-  record.processes = session_.communicator->size();
+  record.processes = communicator_.size();
   record.precision = config.precision;
   record.model = name_of(config.model.preset);
   record.parameters = session_.table.elements();
@@ -167,13 +194,32 @@ void Trainer::describe() {
   record.steps = config.training.steps;
   record.tokens_per_step = tokens_per_step();
   record.flops_per_token = session_.flops.total();
-  if (gemm_rate_ > 0) record.gemm_flops = gemm_rate_;
+  if (all_rates > 0) record.gemm_flops = all_rates;
   if (device.datasheet_flops > 0) record.datasheet_flops = device.datasheet_flops;
-  metrics_->write(record);
+  log(record);
 }
 
 bool Trainer::stopping() const {
   return signals_.stop_requested() || (options_.max_seconds > 0 && seconds_since(start_) >= options_.max_seconds);
+}
+
+// Signals reach processes at different times, and a checkpoint may be asked of one: all act on the same step.
+bool Trainer::agree_to_stop() {
+  double wishes[] = {stopping() ? 1.0 : 0.0, signals_.take_checkpoint_request() ? 1.0 : 0.0};
+  communicator_.sum_host(wishes);
+  checkpoint_wanted_ = checkpoint_wanted_ || wishes[1] > 0;
+  return wishes[0] > 0;
+}
+
+// What went through the processes in this start's steps, beside what was planned.
+void Trainer::report_traffic() {
+  if (communicator_.size() == 1 || steps_run_ == 0) return;
+  auto moved = static_cast<double>(moved_);
+  communicator_.sum_host(std::span(&moved, 1));
+  moved_a_step_ = std::llround(moved / static_cast<double>(steps_run_));
+  console_.line(fmt::format("moved through each of {} processes a step: {} ({} bytes in all processes; planned {})",
+                            communicator_.size(), format_bytes(*moved_a_step_ / communicator_.size()), *moved_a_step_,
+                            session_.traffic.total()));
 }
 
 Exit Trainer::run() {
@@ -184,6 +230,8 @@ Exit Trainer::run() {
       if (!ended_) end(problem.what(), problem.code());
     } catch (const Error&) {  // the log may be what failed
     }
+    // Here, where the memory that may be under way still exists.
+    if (communicator_.size() > 1) communicator_.fail(problem.what(), problem.code());
     throw;
   }
 }
@@ -194,11 +242,14 @@ Exit Trainer::loop() {
   console_.begin(done_, config.training.steps);
   if (done_ == 0 && session_.validation) validate();
   last_report_ = Clock::now();
+  const bool alone = communicator_.size() == 1;
   while (done_ < config.training.steps) {
     bool queued = false;
+    const std::int64_t moved_before = communicator_.bytes_moved();
     try {
-      queued = !stopping() && steps_.queue(*loader_, done_, spikes_.limit(), [&] { return stopping(); });
-    } catch (const Error&) {  // of the data: what was learned so far is kept
+      queued = !agree_to_stop() && steps_.queue(*loader_, done_, spikes_.limit(), [&] { return alone && stopping(); });
+    } catch (const Error&) {  // of the data: what was learned so far is kept, unless others are in the middle of a step
+      if (!alone) throw;
       collect(true);
       if (saved_ != done_ && done_ > 0) checkpoint();
       throw;
@@ -206,8 +257,15 @@ Exit Trainer::loop() {
     if (!queued) {
       collect(true);
       if (saved_ != done_) checkpoint();
-      return end(signals_.stop_requested() ? signal_name(signals_.stop_signal()) : "max-time", Exit::interrupted);
+      const bool timed_out = options_.max_seconds > 0 && seconds_since(start_) >= options_.max_seconds;
+      report_traffic();
+      const std::string reason = signals_.stop_requested() ? signal_name(signals_.stop_signal())
+                                 : timed_out               ? "max-time"
+                                                           : "another process was asked to stop";
+      return end(reason, Exit::interrupted);
     }
+    moved_ += communicator_.bytes_moved() - moved_before;
+    ++steps_run_;
     ++done_;
     collect(false);
     after_step();
@@ -215,6 +273,7 @@ Exit Trainer::loop() {
   collect(true);
   if (session_.validation && evaluated_ != done_) validate();
   if (saved_ != done_) checkpoint();
+  report_traffic();
   return end("done", Exit::done);
 }
 
@@ -237,13 +296,13 @@ void Trainer::report(const StepOutcome& outcome) {
   m.skipped = !outcome.applied;
   m.ms = seconds * 1e3;
   m.tokens_per_s = static_cast<double>(tokens_per_step()) / seconds;
-  const double rate = session_.flops.total() * m.tokens_per_s / session_.communicator->size();
+  const double rate = session_.flops.total() * m.tokens_per_s / communicator_.size();
   if (gemm_rate_ > 0) m.mfu = rate / gemm_rate_;
   const double datasheet = session_.backend.device().info().datasheet_flops;
   if (datasheet > 0) m.mfu_datasheet = rate / datasheet;
   m.mfu_convention = kMfuConvention;
   m.memory = resident_bytes();
-  metrics_->write(m);
+  log(m);
   console_.step(m);
   if (!std::isfinite(m.loss) || !std::isfinite(m.grad_norm)) {
     stop_not_finite(
@@ -277,18 +336,28 @@ void Trainer::after_step() {
   const bool last = done_ == config.training.steps;
   const bool evaluation = session_.validation && due(config.validation.every);
   const bool sampling = due(config.sample.every);
-  const bool saving = (due(config.checkpoint.every) && !last) || signals_.take_checkpoint_request();
+  const bool saving = (due(config.checkpoint.every) && !last) || std::exchange(checkpoint_wanted_, false);
+  if (communicator_.size() > 1 && due(config.parallel.check_every)) compare_weights();
   if (!evaluation && !sampling && !saving) return;
   collect(true);
   if (evaluation) validate();
-  if (sampling) sample();
+  if (sampling && root_) sample();
   if (saving) checkpoint();
   last_report_ = Clock::now();
 }
 
+// All processes must have made the same of what they exchanged.
+void Trainer::compare_weights() {
+  std::vector<float> weights(static_cast<std::size_t>(session_.table.stored_elements()));
+  session_.backend.device().download(*session_.stream, weights.data(), session_.weights.data(),
+                                     weights.size() * sizeof(float));
+  session_.stream->synchronize();
+  check_same_weights(weights, done_, communicator_);
+}
+
 void Trainer::validate() {
   console_.phase("validation");
-  const Evaluation result = evaluate(*session_.model, session_.backend, *session_.stream, *session_.communicator,
+  const Evaluation result = evaluate(*session_.model, session_.backend, *session_.stream, communicator_,
                                      *session_.uploader, *session_.validation);
   evaluated_ = done_;
   last_evaluation_ = result;
@@ -299,7 +368,7 @@ void Trainer::validate() {
   record.perplexity = result.perplexity;
   record.val_tokens = result.tokens;
   record.ms = result.seconds * 1e3;
-  metrics_->write(record);
+  log(record);
   console_.validation(record);
   if (!std::isfinite(result.loss))
     stop_not_finite(fmt::format("the validation loss is not finite at step {}", done_), "");
@@ -320,7 +389,7 @@ void Trainer::sample() {
   record.tokens = done_ * tokens_per_step();
   record.prompt = config.prompt;
   record.text = session_.vocabulary->decode(ids);
-  metrics_->write(record);
+  log(record);
   console_.sample(record);
 }
 
@@ -333,17 +402,21 @@ void Trainer::checkpoint() {
   state.data_fingerprint = loader_->fingerprint();
   state.loss_history = spikes_.history();
   state.config = to_json(session_.config);
-  metrics_->sync();
+  if (metrics_) metrics_->sync();
+  session_.optimizer->complete_sums(*session_.stream);
   const fs::path folder = checkpoint_folder(run_, done_);
   try {
-    write_checkpoint(folder, session_.backend, *session_.stream, session_.weights_view(), session_.optimizer->state(),
-                     state, session_.vocabulary ? session_.vocabulary->json() : "", session_.separator());
-    finish_checkpoint(run_, done_, session_.config.checkpoint.keep);
+    write_checkpoint(folder, session_.backend, *session_.stream, communicator_, session_.weights_view(),
+                     session_.optimizer->state(), state, session_.vocabulary ? session_.vocabulary->json() : "",
+                     session_.separator());
+    if (root_) finish_checkpoint(run_, done_, session_.config.checkpoint.keep);
   } catch (const Error& problem) {
     throw Error(problem.code(), fmt::format("{} Training stops at step {} without a checkpoint of it. {}",
                                             problem.what(), done_, newest_checkpoint()));
   }
+  session_.optimizer->restart_sums(*session_.stream);
   saved_ = done_;
+  if (!root_) return;
   CheckpointRecord record;
   record.step = done_;
   record.tokens = state.tokens;
@@ -352,7 +425,7 @@ void Trainer::checkpoint() {
     record.bytes += static_cast<std::int64_t>(file.file_size());
   }
   record.ms = seconds_since(start) * 1e3;
-  metrics_->write(record);
+  log(record);
   console_.checkpoint(record);
 }
 
@@ -363,12 +436,13 @@ Exit Trainer::end(const std::string& reason, Exit code) {
   record.reason = reason;
   record.exit_code = static_cast<int>(code);
   record.seconds = seconds_since(start_);
+  record.moved_a_step = moved_a_step_;
   if (last_evaluation_) {
     record.val_loss = last_evaluation_->loss;
     record.perplexity = last_evaluation_->perplexity;
   }
   ended_ = true;
-  metrics_->write(record);
+  log(record);
   console_.end();
   if (code == Exit::interrupted) {
     console_.line(fmt::format("stopped at step {} ({}); go on with --resume", format_grouped(done_), reason));
@@ -378,6 +452,8 @@ Exit Trainer::end(const std::string& reason, Exit code) {
 
 }  // namespace
 
-Exit train(const Config& config, const TrainOptions& options) { return Trainer(config, options).run(); }
+Exit train(const Config& config, const TrainOptions& options, Communicator& communicator) {
+  return Trainer(config, options, communicator).run();
+}
 
 }  // namespace polaron

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "comm/communicator.h"
 #include "config/config.h"
 
 namespace polaron {
@@ -14,9 +15,12 @@ struct TrainOptions {
   double max_seconds = 0;                       // stop as a signal would after this much time; 0: never
 };
 
+// Collective where the communicator has several processes; then an Error of the training loop ends them all
+// (Communicator::fail), and only process 0 writes to the run directory and the console.
+//
 // Trains to the end of the config's steps: Exit::done; or until SIGINT, SIGTERM or max_seconds: a checkpoint of the
 // last complete step is written and Exit::interrupted returned. Everything else is an Error; the run directory then
 // holds what was complete.
-Exit train(const Config& config, const TrainOptions& options);
+Exit train(const Config& config, const TrainOptions& options, Communicator& communicator);
 
 }  // namespace polaron

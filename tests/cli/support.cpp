@@ -64,9 +64,12 @@ Process::Process(const fs::path& folder, const Arguments& arguments, const Proce
   deadline_ns_ = now_ns() + static_cast<std::int64_t>(options.seconds * 1e9);
   const auto [out, out_end] = options.paced ? make_paced_connection() : make_pipe();
   const auto [err, err_end] = make_pipe();
-  const std::string program = POLARON_PROGRAM;
-  std::vector<char*> pointers{const_cast<char*>(program.c_str())};
-  for (const std::string& each : arguments) pointers.push_back(const_cast<char*>(each.c_str()));
+  Arguments words = options.launcher;
+  words.push_back(POLARON_PROGRAM);
+  words.insert(words.end(), arguments.begin(), arguments.end());
+  const std::string& program = words.front();
+  std::vector<char*> pointers;
+  for (const std::string& each : words) pointers.push_back(const_cast<char*>(each.c_str()));
   pointers.push_back(nullptr);
   // Threads that spin while they wait for one another take seconds a step where tests run side by side.
   ::setenv("OMP_WAIT_POLICY", "passive", 0);

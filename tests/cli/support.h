@@ -30,6 +30,7 @@ struct ProcessOptions {
   bool paced = false;    // the process waits where its output is more than a few lines ahead of read_until()
   bool nobody = false;   // gives up root's rights first
   double seconds = 100;  // limit for the whole life
+  Arguments launcher;    // program and arguments that start polaron, say mpirun -n 2; empty: it is started itself
 };
 
 // A running polaron. Its standard output and error are read by this class only; its standard input is empty.

@@ -162,7 +162,7 @@ TEST(Plan, accepts_every_config_that_comes_with_polaron) {
     const Outcome outcome = folder.run({"plan", path.string(), "--processes", "8"});
     expect_ended(outcome, 0);
     EXPECT_EQ(outcome.err, "");
-    for (const char* heading : {"parameters by role", "memory", "FLOPs a token", "sent by each of 8 processes"}) {
+    for (const char* heading : {"parameters by role", "memory", "FLOPs a token", "moved through each of 8 processes"}) {
       EXPECT_TRUE(contains(outcome.out, heading)) << outcome.out;
     }
     ++configs;

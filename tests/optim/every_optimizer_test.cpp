@@ -135,15 +135,16 @@ TEST_P(EveryOptimizer, with_zero_gradients_only_decays) {
 
 TEST_P(EveryOptimizer, plans_the_memory_that_it_takes) {
   Stepper stepper(test::tiny_llama(), config_);
-  const Optimizer::Plan plan = Optimizer::plan(stepper.optimizer().assignment(), stepper.table(), stepper.backend());
+  const Optimizer::Plan plan = Optimizer::plan(stepper.optimizer().assignment(), stepper.optimizer().ownership(), 0,
+                                               stepper.table(), stepper.backend());
   ASSERT_EQ(plan.state.pieces().size(), stepper.optimizer().state().size());
   std::map<std::string, int> names;
   for (std::size_t i = 0; i < plan.state.pieces().size(); ++i) {
     const ArenaPlan::Piece& piece = plan.state.pieces()[i];
     const StateTensor& tensor = stepper.optimizer().state()[i];
     EXPECT_EQ(piece.name, tensor.name);
-    EXPECT_EQ(piece.rows, tensor.tensor.rows);
-    EXPECT_EQ(piece.cols, tensor.tensor.cols);
+    EXPECT_EQ(piece.rows, tensor.rows);
+    EXPECT_EQ(piece.cols, tensor.cols);
     EXPECT_EQ(names[tensor.name]++, 0) << tensor.name << " occurs twice";
   }
 }

@@ -271,12 +271,12 @@ TEST(MatrixOptimizer, state_has_the_shape_of_the_matrix_without_padding) {
   Stepper stepper(test::tiny_llama(), matrices_under(settings_of(OptimizerKind::muon)));
   for (const StateTensor& s : stepper.optimizer().state()) {
     if (s.name == "momentum.blocks.0.mlp.down.weight") {
-      EXPECT_EQ(s.tensor.rows, 32);
-      EXPECT_EQ(s.tensor.cols, 85);
+      EXPECT_EQ(s.rows, 32);
+      EXPECT_EQ(s.cols, 85);
     }
     if (s.name == "momentum.blocks.1.mlp.gate_up.weight[up]") {
-      EXPECT_EQ(s.tensor.rows, 85);
-      EXPECT_EQ(s.tensor.cols, 32);
+      EXPECT_EQ(s.rows, 85);
+      EXPECT_EQ(s.cols, 32);
     }
   }
 }

@@ -143,12 +143,13 @@ class Stepper {
       : table_(model),
         backend_(std::move(backend)),
         stream_(backend_->device().make_stream()),
+        communicator_(make_single_process_communicator()),
         weights_(backend_->device(), static_cast<std::size_t>(table_.stored_elements()) * sizeof(float)),
         gradients_(backend_->device(), weights_.bytes()),
         clip_(backend_->device()),
         apply_(backend_->device()),
-        optimizer_(assign_optimizers(config, model, table_), table_, *backend_, seed, weights_.as<float>(),
-                   gradients_.as<float>()) {
+        optimizer_(assign_optimizers(config, model, table_), table_, *backend_, *communicator_, Exchange::parameters,
+                   seed, {weights_.as<float>(), gradients_.as<float>(), nullptr}) {
     put(weights_, random_weights(table_, 21));
     set_gate(1.0F, true);
   }
@@ -156,6 +157,7 @@ class Stepper {
   const ParameterTable& table() const { return table_; }
   Backend& backend() { return *backend_; }
   Stream& stream() { return *stream_; }
+  Communicator& communicator() { return *communicator_; }
   Optimizer& optimizer() { return optimizer_; }
   float* weights_on_device() { return weights_.as<float>(); }
 
@@ -177,7 +179,9 @@ class Stepper {
   std::vector<float> weights() const { return get(Tensor(weights_.data(), DType::f32, 1, table_.stored_elements())); }
   std::vector<std::vector<float>> state() const {
     std::vector<std::vector<float>> result;
-    for (const StateTensor& s : optimizer_.state()) result.push_back(get(s.tensor));
+    for (const StateTensor& s : optimizer_.state()) {
+      result.push_back(get(Tensor(s.parts.front().data, DType::f32, s.rows, s.cols)));
+    }
     return result;
   }
 
@@ -208,6 +212,7 @@ class Stepper {
   ParameterTable table_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Stream> stream_;
+  std::unique_ptr<Communicator> communicator_;
   DeviceBuffer weights_, gradients_;
   DeviceScalar<float> clip_;
   DeviceScalar<std::int32_t> apply_;

@@ -101,8 +101,10 @@ TEST_P(Curves, are_those_of_torch) {
   Backend& backend = model.backend();
   Stream& stream = model.stream();
   const ParameterTable& table = model.table();
+  const auto communicator = make_single_process_communicator();
   Optimizer optimizer(assign_optimizers(config_of(curve, checkpoint.model(), table), checkpoint.model(), table), table,
-                      backend, 1, model.weights_on_device(), model.gradients_on_device());
+                      backend, *communicator, Exchange::parameters, 1,
+                      {model.weights_on_device(), model.gradients_on_device(), nullptr});
 
   const json& clip_to = curve.at("clip");
   const float max_norm = clip_to.is_null() ? 0.0F : clip_to.get<float>();

@@ -50,7 +50,7 @@ ModelWeights weights_of(const TransformerConfig& config, Stepper& stepper) {
 
 void write(const fs::path& folder, const TransformerConfig& config, Stepper& stepper,
            const std::string& vocabulary = kVocabulary) {
-  write_checkpoint(folder, stepper.backend(), stepper.stream(), weights_of(config, stepper),
+  write_checkpoint(folder, stepper.backend(), stepper.stream(), stepper.communicator(), weights_of(config, stepper),
                    stepper.optimizer().state(), trainer_state(), vocabulary, 3);
 }
 
@@ -317,7 +317,7 @@ class RunDirectory : public testing::Test {
   void save(std::int64_t step, std::int64_t keep) {
     TrainerState state = trainer_state();
     state.step = step;
-    write_checkpoint(checkpoint_folder(run(), step), stepper_.backend(), stepper_.stream(),
+    write_checkpoint(checkpoint_folder(run(), step), stepper_.backend(), stepper_.stream(), stepper_.communicator(),
                      weights_of(config_, stepper_), stepper_.optimizer().state(), state, "", -1);
     finish_checkpoint(run(), step, keep);
   }

@@ -79,7 +79,8 @@ struct Planned {
       : config(config_),
         table(config.model),
         assignment(assign_optimizers(config.optimizer, config.model, table)),
-        memory(plan_memory(config, table, assignment, backend)) {}
+        memory(plan_memory(config, table, assignment, Ownership(assignment, table, 1, Exchange::parameters), 0,
+                           backend)) {}
   Config config;
   CountingBackend backend;
   ParameterTable table;
@@ -108,8 +109,9 @@ TEST(MemoryPlan, every_class_is_what_the_run_then_takes) {
         EXPECT_EQ(taken(), planned.memory.weights) << named.name;
         const DeviceBuffer gradients(backend.device(), bytes);
         EXPECT_EQ(taken(), planned.memory.gradients) << named.name;
-        const Optimizer optimizer(planned.assignment, planned.table, backend, 1, weights.as<float>(),
-                                  gradients.as<float>());
+        const auto communicator = make_single_process_communicator();
+        const Optimizer optimizer(planned.assignment, planned.table, backend, *communicator, Exchange::parameters, 1,
+                                  {weights.as<float>(), gradients.as<float>(), nullptr});
         EXPECT_EQ(taken(), planned.memory.optimizer_state + planned.memory.optimizer_scratch) << named.name;
         const Transformer transformer(model, planned.table, activation_shape(config), backend, weights.as<float>(),
                                       gradients.as<float>());
@@ -179,26 +181,53 @@ TEST(FlopsPerToken, of_gpt2_124m_is_the_known_number) {
   EXPECT_NEAR(flops.total(), 7.98e8, 0.01e8);
 }
 
-TEST(TrafficPlan, of_one_process_is_nothing) {
-  const Planned planned(config_of(test::tiny_llama(), test::settings_of(OptimizerKind::low_rank_muon)));
-  const TrafficPlan traffic = plan_traffic(planned.table, planned.assignment, 1);
-  EXPECT_EQ(traffic.gradients, 0);
-  EXPECT_EQ(traffic.parameters, 0);
-  EXPECT_EQ(traffic.parameters_factors, 0);
+// Bytes between parameters whose offsets are aligned.
+std::int64_t gaps(const ParameterTable& table) {
+  std::int64_t used = 0;
+  for (const Parameter& p : table.all()) used += 4 * p.stored_elements();
+  return 4 * table.stored_elements() - used;
 }
 
-TEST(TrafficPlan, is_the_rings_share_and_factors_are_less_than_matrices) {
+TrafficPlan traffic_of(const Planned& planned, int processes, Exchange exchange) {
+  return plan_traffic(Ownership(planned.assignment, planned.table, processes, exchange), false);
+}
+
+TEST(TrafficPlan, of_one_process_is_nothing) {
   const Planned planned(config_of(test::tiny_llama(), test::settings_of(OptimizerKind::low_rank_muon)));
-  const TrafficPlan traffic = plan_traffic(planned.table, planned.assignment, 4);
-  const double all = 4.0 * static_cast<double>(planned.table.elements());
-  EXPECT_NEAR(static_cast<double>(traffic.gradients), 0.75 * all, 16.0);
-  EXPECT_NEAR(static_cast<double>(traffic.parameters), 0.75 * all, 16.0);
-  // (m + n) r instead of m n: rank 8; per layer two of 32 x 32, two of 16 x 32, three of 85 x 32.
-  const double saved = 4.0 * 2 * (2 * (32 * 32 - 64 * 8) + 2 * (16 * 32 - 48 * 8) + 3 * (85 * 32 - 117 * 8));
-  EXPECT_NEAR(static_cast<double>(traffic.parameters_factors), 0.75 * (all - saved), 16.0);
+  for (const Exchange exchange : {Exchange::parameters, Exchange::factors, Exchange::sketch}) {
+    EXPECT_EQ(traffic_of(planned, 1, exchange).total(), 0);
+  }
+}
+
+TEST(TrafficPlan, counts_gradients_parameters_factors_and_sketches_by_exchange) {
+  const Planned planned(config_of(test::tiny_llama(), test::settings_of(OptimizerKind::low_rank_muon)));
+  // Rank 8; per layer two of 32 x 32, two of 16 x 32, three of 85 x 32, stored with rows and columns of 64.
+  const std::int64_t stored = 4 * planned.table.stored_elements();
+  std::int64_t matrices = 0;
+  for (const MatrixClass& c : planned.assignment.classes) {
+    for (const MatrixItem& item : c.items) matrices += 4 * item.rows * planned.table[item.parameter].stored_cols;
+  }
+  const std::int64_t factors = 4LL * 2 * (2 * 64 * 8 + 2 * 48 * 8 + 3 * 117 * 8);
+  std::int64_t rows_of_padding = 0;
+  for (const Parameter& p : planned.table.all()) {
+    if (p.role == Role::matrix) rows_of_padding += 4 * (p.stored_rows - p.rows()) * p.stored_cols;
+  }
+  const std::int64_t gradients = stored - rows_of_padding - gaps(planned.table);
+
+  const TrafficPlan parameters = traffic_of(planned, 4, Exchange::parameters);
+  EXPECT_EQ(parameters.gradients, 3 * gradients);
+  EXPECT_EQ(parameters.parameters, 3 * gradients);
+  EXPECT_EQ(parameters.factors + parameters.sketches, 0);
+  const TrafficPlan with_factors = traffic_of(planned, 4, Exchange::factors);
+  EXPECT_EQ(with_factors.gradients, 3 * gradients);
+  EXPECT_EQ(with_factors.parameters, 3 * (gradients - matrices));
+  EXPECT_EQ(with_factors.factors, 3 * factors);
+  const TrafficPlan with_sketches = traffic_of(planned, 4, Exchange::sketch);
+  EXPECT_EQ(with_sketches.gradients, 3 * (gradients - matrices));
+  EXPECT_EQ(with_sketches.parameters, 3 * (gradients - matrices));
+  EXPECT_EQ(with_sketches.sketches, 2 * 3 * factors);
   const Planned full(config_of(test::tiny_llama(), test::settings_of(OptimizerKind::muon)));
-  EXPECT_EQ(plan_traffic(full.table, full.assignment, 4).parameters_factors,
-            plan_traffic(full.table, full.assignment, 4).parameters);
+  EXPECT_EQ(traffic_of(full, 4, Exchange::factors).total(), traffic_of(full, 4, Exchange::parameters).total());
 }
 
 }  // namespace

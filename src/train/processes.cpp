@@ -1,0 +1,154 @@
+#include "train/processes.h"
+
+#include <fmt/format.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <cmath>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "cpu/host.h"
+#include "io/checksum.h"
+
+namespace polaron {
+namespace {
+
+// Whether `flag` holds on any process.
+bool anywhere(bool flag, Communicator& communicator) {
+  double count = flag ? 1 : 0;
+  communicator.sum_host(std::span(&count, 1));
+  return count > 0;
+}
+
+// Process 0's text, on every process.
+std::string from_root(std::string text, Communicator& communicator) {
+  auto size = static_cast<std::int64_t>(text.size());
+  communicator.broadcast_host(&size, sizeof size, 0);
+  text.resize(static_cast<std::size_t>(size));
+  communicator.broadcast_host(text.data(), size, 0);
+  return text;
+}
+
+// The first line of `theirs` that `ours` has not.
+std::string first_difference(const std::string& ours, const std::string& theirs) {
+  std::istringstream a(ours), b(theirs);
+  std::string x, y;
+  while (std::getline(b, y)) {
+    if (!std::getline(a, x) || x != y) break;
+  }
+  const auto trimmed = [](const std::string& line) {
+    const std::size_t first = line.find_first_not_of(' ');
+    return first == std::string::npos ? line : line.substr(first);
+  };
+  return fmt::format("{} here, {} on process 0", trimmed(x), trimmed(y));
+}
+
+// The part of the processors in this process's affinity mask that falls to it when all processes of the machine that
+// may use one share it, in cores.
+double share_of_cores(Communicator& communicator) {
+  cpu_set_t mask;
+  CPU_ZERO(&mask);
+  const double cores = cpu::usable_cores();
+  if (sched_getaffinity(0, sizeof mask, &mask) != 0) return cores / communicator.local_size();
+  std::vector<double> users(CPU_SETSIZE, 0.0);
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) users[static_cast<std::size_t>(cpu)] = CPU_ISSET(cpu, &mask) ? 1 : 0;
+  communicator.sum_local(users);
+  double share = 0;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &mask)) share += 1 / users[static_cast<std::size_t>(cpu)];
+  }
+  return cores * share / CPU_COUNT(&mask);
+}
+
+}  // namespace
+
+int threads_for(const Config& config, Communicator& communicator) {
+  if (communicator.size() == 1) return static_cast<int>(config.threads);
+  const double share = share_of_cores(communicator);
+  const int threads =
+      config.threads > 0 ? static_cast<int>(config.threads) : std::max(1, static_cast<int>(share + 1e-6));
+  if (anywhere(threads > share + 1e-6, communicator)) {
+    log::warn(
+        fmt::format("{} processes of {} thread{} on this machine have {:.2g} cores each: they take turns. Start "
+                    "fewer processes, or set --threads.",
+                    communicator.local_size(), threads, threads == 1 ? "" : "s", share));
+  }
+  return threads;
+}
+
+void check_same_start(const Config& config, Communicator& communicator) {
+  const std::string ours = to_json(config);
+  const std::string theirs = from_root(ours, communicator);
+  const bool differs = ours != theirs;
+  if (anywhere(differs, communicator)) {
+    throw Error(Exit::usage, differs ? fmt::format("this process was given another config than process 0: {}.",
+                                                   first_difference(ours, theirs))
+                                     : "the processes were given different configs: start all with the same file and "
+                                       "arguments.");
+  }
+  const std::string program = checksum_to_hex(digest_file("/proc/self/exe").xxh3);
+  if (anywhere(from_root(program, communicator) != program, communicator)) {
+    throw Error(Exit::usage, "the processes run different builds of polaron: install the same one on every machine.");
+  }
+}
+
+void check_processes(const Config& config, const Assignment& assignment, int processes) {
+  const TrainingConfig& t = config.training;
+  if (processes > t.batch) {
+    throw Error(Exit::usage,
+                fmt::format("{} processes, but training.batch is {} sequences: start at most {} processes, "
+                            "or raise training.batch.",
+                            processes, t.batch, t.batch));
+  }
+  if (t.batch % processes != 0) {
+    throw Error(Exit::usage, fmt::format("{} processes do not divide training.batch {}: each takes an equal part.",
+                                         processes, t.batch));
+  }
+  const std::int64_t share = t.batch / processes;
+  if (share % std::min(t.micro_batch, share) != 0) {
+    throw Error(Exit::usage, fmt::format("training.micro_batch {} does not divide the {} sequences of each of {} "
+                                         "processes (training.batch {}).",
+                                         t.micro_batch, share, processes, t.batch));
+  }
+  std::size_t matrices = 0;
+  for (const MatrixClass& c : assignment.classes) matrices += c.items.size();
+  if (matrices > 0 && matrices < static_cast<std::size_t>(processes)) {
+    throw Error(Exit::usage, fmt::format("{} processes, but the model has only {} matrices under a matrix optimizer, "
+                                         "and one process owns each: start at most {} processes.",
+                                         processes, matrices, matrices));
+  }
+  if (config.parallel.exchange != Exchange::sketch) return;
+  if (t.gradient_clip > 0) {
+    throw Error(Exit::usage,
+                "parallel.exchange \"sketch\" never sums the gradients of matrices, so their global norm is not known: "
+                "set training.gradient_clip to 0, or choose another exchange.");
+  }
+  for (const MatrixClass& c : assignment.classes) {
+    if (c.rank > 0 && c.settings.sketch == SketchKind::power) {
+      throw Error(Exit::usage,
+                  "parallel.exchange \"sketch\" needs a sketch that is linear in the momentum: set the optimizer's "
+                  "sketch to \"columns\" or \"gaussian\", or choose another exchange.");
+    }
+  }
+}
+
+void check_same_weights(std::span<const float> weights, std::int64_t step, Communicator& communicator) {
+  Checksum checksum;
+  checksum.update(std::as_bytes(weights));
+  const std::string ours = checksum_to_hex(checksum.value());
+  const std::string theirs = from_root(ours, communicator);
+  if (anywhere(ours != theirs, communicator)) {
+    throw Error(
+        Exit::device,
+        fmt::format("after step {} the processes hold different weights{}: a machine computes or communicates "
+                    "wrongly, or they differ in processor or libraries. Go on from the last checkpoint with "
+                    "parallel.exchange \"parameters\", which sends the weights themselves.",
+                    step, ours != theirs ? fmt::format(" (checksum {} here, {} on process 0)", ours, theirs) : ""));
+  }
+}
+
+}  // namespace polaron

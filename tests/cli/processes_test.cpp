@@ -1,0 +1,263 @@
+// Several processes under mpirun: the same training as one, the bytes that were planned, and an end for all when one
+// cannot go on.
+#ifdef POLARON_MPIRUN
+
+#include <signal.h>
+
+#include <cmath>
+#include <fstream>
+
+#include "support.h"
+
+namespace polaron::test {
+namespace {
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+ProcessOptions with_processes(int processes) {
+  // Root may be who runs the tests in a container; two cores may be all there are.
+  ::setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
+  ::setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
+  ::setenv("OMPI_MCA_rmaps_base_oversubscribe", "1", 1);
+  ProcessOptions options;
+  options.launcher = {POLARON_MPIRUN, "-n", std::to_string(processes)};
+  return options;
+}
+
+json low_rank(const json& more = json::object()) {
+  json patch = {{"optimizer", {{"matrices", {{"type", "low_rank_muon"}, {"rank", 8}}}}},
+                {"training", {{"batch", 8}, {"gradient_clip", 0}}}};
+  patch.merge_patch(more);
+  return patch;
+}
+json exchange(const char* how) { return {{"parallel", {{"exchange", how}, {"check_every", 5}}}}; }
+
+// Trains runs/NAME on so many processes; one: without mpirun.
+void train(const Workspace& folder, const std::string& name, int processes, const json& patch,
+           const Arguments& more = {}) {
+  Arguments arguments = {"train", folder.write_config(name, patch)};
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  const Outcome outcome = folder.run(arguments, processes == 1 ? ProcessOptions{} : with_processes(processes));
+  expect_ended(outcome, 0);
+}
+
+void expect_same_losses(const Workspace& folder, const std::string& a, const std::string& b, double tolerance) {
+  const std::vector<double> x = folder.losses(a), y = folder.losses(b);
+  ASSERT_EQ(x.size(), 20U);
+  ASSERT_EQ(y.size(), 20U);
+  for (std::size_t i = 0; i < x.size(); ++i) EXPECT_NEAR(x[i], y[i], tolerance) << b << ", step " << i + 1;
+}
+
+std::string weights_of(const Workspace& folder, const std::string& run) {
+  return folder.read("runs/" + run + "/checkpoints/latest/model.safetensors");
+}
+
+struct Named {
+  const char* type;
+  double tolerance;  // low rank: the sketch's basis amplifies what the order of sums changes
+};
+class EveryNumberOfProcesses : public testing::TestWithParam<Named> {};
+
+TEST_P(EveryNumberOfProcesses, sees_the_same_batches_and_gives_the_same_losses) {
+  const Workspace folder;
+  folder.write_data();
+  json patch = {{"optimizer", {{"matrices", {{"type", GetParam().type}}}}}, {"training", {{"batch", 8}}}};
+  if (!contains(GetParam().type, "low_rank")) patch["optimizer"]["matrices"]["rank"] = nullptr;
+  train(folder, "1", 1, patch);
+  for (const int processes : {2, 4}) {
+    const std::string name = std::to_string(processes);
+    train(folder, name, processes, patch);
+    expect_same_losses(folder, "1", name, GetParam().tolerance);
+    const double perplexity = folder.metrics("1", "end").back().at("perplexity").get<double>();
+    EXPECT_NEAR(folder.metrics(name, "end").back().at("perplexity").get<double>(), perplexity,
+                10 * GetParam().tolerance * perplexity);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Optimizers, EveryNumberOfProcesses,
+                         testing::Values(Named{"adamw", 1e-5}, Named{"muon", 1e-5}, Named{"low_rank_muon", 1e-4},
+                                         Named{"low_rank_msgd", 1e-4}),
+                         [](const auto& chosen) { return std::string(chosen.param.type); });
+
+TEST(Exchange, of_factors_equals_that_of_parameters_to_the_bit) {
+  const Workspace folder;
+  folder.write_data();
+  for (const int processes : {2, 4}) {
+    const std::string n = std::to_string(processes);
+    train(folder, "parameters" + n, processes, low_rank(exchange("parameters")));
+    train(folder, "factors" + n, processes, low_rank(exchange("factors")));
+    EXPECT_TRUE(weights_of(folder, "parameters" + n) == weights_of(folder, "factors" + n)) << n << " processes";
+  }
+}
+
+TEST(Exchange, of_sketches_is_low_rank_muon_on_the_whole_gradient) {
+  const Workspace folder;
+  folder.write_data();
+  for (const char* sketch : {"columns", "gaussian"}) {
+    json patch = low_rank({{"optimizer", {{"matrices", {{"sketch", sketch}}}}}});
+    train(folder, std::string("alone-") + sketch, 1, patch);
+    patch.merge_patch(exchange("sketch"));
+    for (const int processes : {2, 4}) {
+      const std::string name = fs::path(std::string(sketch) + std::to_string(processes)).string();
+      train(folder, name, processes, patch);
+      expect_same_losses(folder, std::string("alone-") + sketch, name, 1e-4);
+    }
+  }
+}
+
+TEST(Exchange, moves_the_bytes_that_were_planned) {
+  const Workspace folder;
+  folder.write_data();
+  std::vector<std::int64_t> moved;
+  for (const char* how : {"parameters", "factors", "sketch"}) {
+    const std::string config = folder.write_config(how, low_rank(exchange(how)));
+    const Outcome outcome = folder.run({"train", config}, with_processes(4));
+    expect_ended(outcome, 0);
+    moved.push_back(folder.metrics(how, "end").back().at("moved_a_step").get<std::int64_t>());
+    const std::string bytes = std::to_string(moved.back());
+    EXPECT_TRUE(contains(outcome.out, bytes + " bytes in all processes; planned " + bytes + ")")) << outcome.out;
+  }
+  EXPECT_LT(moved[1], moved[0]);
+  EXPECT_LT(moved[2], moved[1]);
+}
+
+TEST(Exchange, of_sketches_is_refused_where_it_would_not_be_exact) {
+  const Workspace folder;
+  folder.write_data();
+  json clipped = low_rank(exchange("sketch"));
+  clipped["training"]["gradient_clip"] = 1.0;
+  expect_refused(folder.run({"train", folder.write_config("a", clipped)}, with_processes(2)), Exit::usage,
+                 {"sketch", "training.gradient_clip"});
+  json power = low_rank(exchange("sketch"));
+  power["optimizer"]["matrices"]["sketch"] = "power";
+  expect_refused(folder.run({"train", folder.write_config("b", power)}, with_processes(2)), Exit::usage,
+                 {"sketch", "columns", "gaussian"});
+}
+
+class EveryExchange : public testing::TestWithParam<const char*> {};
+
+TEST_P(EveryExchange, lets_checkpoints_move_between_numbers_of_processes) {
+  const Workspace folder;
+  folder.write_data();
+  const json patch = low_rank({{"training", {{"steps", 20}}}, {"checkpoint", {{"every", 5}}}});
+  train(folder, "straight", 1, patch);
+  json moving = patch;
+  moving.merge_patch(exchange(GetParam()));
+  const std::string config = folder.write_config("moving", moving);
+  // 1 -> 2 -> 4 -> 1; each stops itself after five steps, as a signal would.
+  const int processes[] = {1, 2, 4, 1};
+  for (int part = 0; part < 4; ++part) {
+    Arguments arguments = {"train", config, "--set", "checkpoint.keep=0"};
+    if (part > 0) {
+      const fs::path latest = folder / ("runs/moving/checkpoints/step-000000" + std::string(part == 1   ? "05"
+                                                                                            : part == 2 ? "10"
+                                                                                                        : "15"));
+      arguments.insert(arguments.end(), {"--resume", latest.string()});
+    }
+    const Outcome outcome =
+        folder.run(arguments, processes[part] == 1 ? ProcessOptions{} : with_processes(processes[part]));
+    expect_ended(outcome, 0);
+  }
+  expect_same_losses(folder, "straight", "moving", 1e-4);
+}
+
+// The children of a process, by /proc: the processes that mpirun has started here.
+std::vector<pid_t> children_of(pid_t parent) {
+  std::vector<pid_t> children;
+  std::ifstream list("/proc/" + std::to_string(parent) + "/task/" + std::to_string(parent) + "/children");
+  for (pid_t child = 0; list >> child;) children.push_back(child);
+  return children;
+}
+
+TEST_P(EveryExchange, ends_all_processes_when_one_is_killed_and_resumes_to_the_bit) {
+  const Workspace folder;
+  folder.write_data();
+  const json patch = low_rank({{"checkpoint", {{"every", 10}}},
+                               {"schedule", {{"type", "constant"}}},  // the same for any number of steps
+                               {"parallel", {{"exchange", GetParam()}}}});
+  train(folder, "straight", 2, patch);
+  const std::string config = folder.write_config("killed", patch);
+  {
+    ProcessOptions options = with_processes(2);
+    options.seconds = 60;
+    Process process(folder.path(), {"train", config, "--set", "training.steps=100000"}, options);
+    ASSERT_TRUE(process.read_until("step-00000010"));
+    const std::vector<pid_t> ranks = children_of(process.id());
+    ASSERT_EQ(ranks.size(), 2U);
+    ::kill(ranks[1], SIGKILL);
+    const Outcome outcome = process.finish();
+    EXPECT_FALSE(outcome.hung);
+    EXPECT_NE(outcome.code, 0);
+  }
+  fs::remove_all(folder / "runs/killed/checkpoints/latest");
+  const Outcome resumed = folder.run(
+      {"train", config, "--resume", (folder / "runs/killed/checkpoints/step-00000010").string()}, with_processes(2));
+  expect_ended(resumed, 0);
+  EXPECT_TRUE(weights_of(folder, "straight") == weights_of(folder, "killed"));
+}
+
+INSTANTIATE_TEST_SUITE_P(Exchanges, EveryExchange, testing::Values("parameters", "factors", "sketch"),
+                         [](const auto& chosen) { return std::string(chosen.param); });
+
+TEST(Processes, that_cannot_share_the_batch_or_the_matrices_are_refused_once) {
+  const Workspace folder;
+  folder.write_data();
+  struct Case {
+    json training;
+    int processes;
+    std::vector<std::string> words;
+  };
+  const std::vector<Case> cases = {{{{"batch", 2}}, 3, {"3 processes", "training.batch", "at most 2"}},
+                                   {{{"batch", 4}}, 3, {"3 processes", "do not divide", "training.batch 4"}},
+                                   {{{"batch", 12}, {"micro_batch", 4}}, 2, {"micro_batch 4", "6 sequences"}}};
+  for (const Case& each : cases) {
+    const std::string config = folder.write_config("a", {{"training", each.training}});
+    const Outcome outcome = folder.run({"train", config}, with_processes(each.processes));
+    expect_refused(outcome, Exit::usage, each.words);
+    EXPECT_EQ(count_of(outcome.err, "error: "), 1U) << outcome.err;
+    EXPECT_FALSE(fs::exists(folder / "runs/a"));
+  }
+}
+
+TEST(Processes, of_which_one_has_another_config_or_a_bad_shard_all_end) {
+  const Workspace folder;
+  folder.write_data();
+  folder.write_config("a");
+  folder.write_config("b", {{"seed", 4}, {"name", "a"}, {"output", "runs/a"}});
+  Outcome outcome =
+      folder.run({"train", "a.json", ":", "-n", "1", POLARON_PROGRAM, "train", "b.json"}, with_processes(1));
+  expect_refused(outcome, Exit::usage, {"config"});
+  EXPECT_FALSE(fs::exists(folder / "runs/a"));
+
+  // The same relative path, damaged in the other process's folder.
+  fs::create_directories(folder / "other");
+  fs::copy(folder / "data", folder / "other/data", fs::copy_options::recursive);
+  fs::copy(folder / "a.json", folder / "other/a.json");
+  folder.write("other/data/train_1.bin", "not a shard");
+  outcome = folder.run(
+      {"train", "a.json", ":", "-n", "1", "-wdir", (folder / "other").string(), POLARON_PROGRAM, "train", "a.json"},
+      with_processes(1));
+  expect_refused(outcome, Exit::data, {"process 1 of 2", "train_1.bin"});
+  EXPECT_EQ(count_of(outcome.err, "error: "), 1U) << outcome.err;
+}
+
+TEST(Processes, stop_together_at_a_signal_to_one_of_them_and_can_be_resumed) {
+  const Workspace folder;
+  folder.write_data();
+  const std::string config = folder.write_config("a", {{"training", {{"steps", 100000}}}});
+  ProcessOptions options = with_processes(2);
+  Process process(folder.path(), {"train", config}, options);
+  ASSERT_TRUE(process.read_until("step     11/"));
+  const std::vector<pid_t> ranks = children_of(process.id());
+  ASSERT_EQ(ranks.size(), 2U);
+  ::kill(ranks[1], SIGTERM);
+  const Outcome outcome = process.finish();
+  EXPECT_FALSE(outcome.hung);
+  EXPECT_EQ(outcome.code, static_cast<int>(Exit::interrupted)) << outcome.err;
+  EXPECT_TRUE(fs::exists(folder / "runs/a/checkpoints/latest/model.safetensors"));
+}
+
+}  // namespace
+}  // namespace polaron::test
+
+#endif
