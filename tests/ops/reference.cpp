@@ -14,8 +14,9 @@
 namespace polaron::test {
 namespace {
 
-constexpr std::uint32_t kGuard = 0x7FC0DEADU;  // a NaN, so that reading it shows as well
-constexpr std::int64_t kTail = 64;             // guarded floats behind the last row
+constexpr std::uint32_t kGuard = 0x7FC0DEADU;   // a NaN, so that reading it shows as well
+constexpr std::uint16_t kShortGuard = 0x7FDEU;  // the same in bf16
+constexpr std::int64_t kTail = 64;              // guarded elements behind the last row
 
 }  // namespace
 
@@ -39,19 +40,24 @@ std::vector<std::int32_t> random_integers(std::int64_t n, std::int32_t limit, st
 
 Doubles to_doubles(const std::vector<float>& values) { return {values.begin(), values.end()}; }
 
-Matrix::Matrix(std::int64_t rows, std::int64_t cols, std::int64_t padding)
-    : rows_(rows),
-      cols_(cols),
-      stride_(cols + padding),
-      memory_(rows * (cols + padding) + kTail, std::bit_cast<float>(kGuard)) {
+double unit_roundoff(DType type) { return type == DType::bf16 ? 0x1p-8 : 0.0; }
+
+Matrix::Matrix(std::int64_t rows, std::int64_t cols, std::int64_t padding, DType type)
+    : type_(type), rows_(rows), cols_(cols), stride_(cols + padding) {
+  const std::int64_t size = rows * stride_ + kTail;
+  if (type == DType::bf16) {
+    halves_.assign(size, bf16{kShortGuard});
+  } else {
+    floats_.assign(size, std::bit_cast<float>(kGuard));
+  }
   for (std::int64_t r = 0; r < rows_; ++r) {
     for (std::int64_t c = 0; c < cols_; ++c) at(r, c) = 0.0F;
   }
 }
 
 Matrix Matrix::random(std::int64_t rows, std::int64_t cols, std::uint64_t seed, double deviation, double mean,
-                      std::int64_t padding) {
-  Matrix matrix(rows, cols, padding);
+                      std::int64_t padding, DType type) {
+  Matrix matrix(rows, cols, padding, type);
   const std::vector<float> values = random_floats(rows * cols, seed, deviation, mean);
   for (std::int64_t r = 0; r < rows; ++r) {
     for (std::int64_t c = 0; c < cols; ++c) matrix.at(r, c) = values[r * cols + c];
@@ -59,8 +65,8 @@ Matrix Matrix::random(std::int64_t rows, std::int64_t cols, std::uint64_t seed, 
   return matrix;
 }
 
-Matrix Matrix::filled(std::int64_t rows, std::int64_t cols, float value, std::int64_t padding) {
-  Matrix matrix(rows, cols, padding);
+Matrix Matrix::filled(std::int64_t rows, std::int64_t cols, float value, std::int64_t padding, DType type) {
+  Matrix matrix(rows, cols, padding, type);
   for (std::int64_t r = 0; r < rows; ++r) {
     for (std::int64_t c = 0; c < cols; ++c) matrix.at(r, c) = value;
   }
@@ -68,17 +74,33 @@ Matrix Matrix::filled(std::int64_t rows, std::int64_t cols, float value, std::in
 }
 
 Matrix::~Matrix() {
-  for (std::int64_t i = 0; i < static_cast<std::int64_t>(memory_.size()); ++i) {
+  const std::uint32_t guard = type_ == DType::bf16 ? kShortGuard : kGuard;
+  for (std::int64_t i = 0; i < size(); ++i) {
     const bool inside = i < rows_ * stride_ && i % stride_ < cols_;
-    if (!inside && std::bit_cast<std::uint32_t>(memory_[i]) != kGuard) {
+    if (!inside && bits(i) != guard) {
       ADD_FAILURE() << "an op wrote outside a [" << rows_ << ", " << cols_ << "] matrix of stride " << stride_
-                    << ", at float " << i;
+                    << ", at element " << i;
       return;
     }
   }
 }
 
-Tensor Matrix::tensor() { return {memory_.data(), DType::f32, rows_, cols_, stride_}; }
+Tensor Matrix::tensor() {
+  void* const data = type_ == DType::bf16 ? static_cast<void*>(halves_.data()) : floats_.data();
+  return {data, type_, rows_, cols_, stride_};
+}
+
+void Matrix::put(std::int64_t at, float value) {
+  if (type_ == DType::bf16) {
+    halves_[at] = to_bf16(value);
+  } else {
+    floats_[at] = value;
+  }
+}
+
+std::uint32_t Matrix::bits(std::int64_t at) const {
+  return type_ == DType::bf16 ? halves_[at].bits : std::bit_cast<std::uint32_t>(floats_[at]);
+}
 
 Doubles Matrix::values() const {
   Doubles result;
@@ -90,10 +112,10 @@ Doubles Matrix::values() const {
 }
 
 bool Matrix::same_bits(const Matrix& other) const {
-  if (rows_ != other.rows_ || cols_ != other.cols_) return false;
+  if (type_ != other.type_ || rows_ != other.rows_ || cols_ != other.cols_) return false;
   for (std::int64_t r = 0; r < rows_; ++r) {
     for (std::int64_t c = 0; c < cols_; ++c) {
-      if (std::bit_cast<std::uint32_t>(at(r, c)) != std::bit_cast<std::uint32_t>(other.at(r, c))) return false;
+      if (bits(r * stride_ + c) != other.bits(r * other.stride_ + c)) return false;
     }
   }
   return true;
@@ -103,7 +125,7 @@ namespace {
 
 // places: where in a matrix of `cols` columns the elements stand.
 void compare(const Doubles& actual, const Doubles& expected, const std::vector<std::int64_t>& places, std::int64_t cols,
-             double tolerance, double floor, const std::string& name) {
+             double tolerance, double floor, DType type, const std::string& name) {
   double squares = 0.0;
   for (const double e : expected) squares += std::isfinite(e) ? e * e : 0.0;
   const double rms = expected.empty() ? 0.0 : std::sqrt(squares / static_cast<double>(expected.size()));
@@ -113,7 +135,8 @@ void compare(const Doubles& actual, const Doubles& expected, const std::vector<s
   for (std::size_t i = 0; i < actual.size(); ++i) {
     const double a = actual[i], e = expected[i];
     if (a == e || (std::isnan(a) && std::isnan(e))) continue;
-    const double allowed = tolerance * (std::abs(e) + rms) + floor;
+    const double exact = tolerance * (std::abs(e) + rms) + floor, unit = unit_roundoff(type);
+    const double allowed = unit * std::abs(e) + (1.0 + unit) * exact;
     if (std::abs(a - e) <= allowed) continue;
     if (off++ == 0) first = i;
     const double ratio = std::isfinite(a - e) ? std::abs(a - e) / allowed : INFINITY;
@@ -137,16 +160,16 @@ void compare(const Doubles& actual, const Doubles& expected, const std::vector<s
 }  // namespace
 
 void expect_close(const Doubles& actual, const Doubles& expected, double tolerance, const std::string& name,
-                  std::int64_t cols, double floor) {
+                  std::int64_t cols, double floor, DType type) {
   ASSERT_EQ(actual.size(), expected.size()) << name;
   std::vector<std::int64_t> places(actual.size());
   std::iota(places.begin(), places.end(), 0);
-  compare(actual, expected, places, cols, tolerance, floor, name);
+  compare(actual, expected, places, cols, tolerance, floor, type, name);
 }
 
 void expect_close(const Matrix& actual, const Doubles& expected, double tolerance, const std::string& name,
                   double floor) {
-  expect_close(actual.values(), expected, tolerance, name, actual.cols(), floor);
+  expect_close(actual.values(), expected, tolerance, name, actual.cols(), floor, actual.type());
 }
 
 void expect_derivative(const Matrix& gradient, const std::function<double(const Doubles&)>& f, Doubles x,
@@ -169,7 +192,7 @@ void expect_derivative(const Matrix& gradient, const std::function<double(const 
     actual.push_back(all[i]);
     expected.push_back((above - below) / (2.0 * kStep));
   }
-  compare(actual, expected, places, gradient.cols(), tolerance, floor, name);
+  compare(actual, expected, places, gradient.cols(), tolerance, floor, gradient.type(), name);
 }
 
 double dot(const Doubles& a, const Doubles& b) {
