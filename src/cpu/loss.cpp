@@ -5,6 +5,7 @@
 #include <numbers>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/element.h"
@@ -36,15 +37,15 @@ Extremes scan(const T* logits, std::int64_t count) {
   return {maximum, poison};
 }
 
-// Sum of e^(z - maximum); the terms go to `kept` (which may be `values`) unless it is null.
-template <bool keep, class From, class To>
-float exponentials(const From* values, std::int64_t count, float maximum, To* kept) {
+// Sum of e^(z - maximum); with `keep` the terms go to `kept`, which may be `values`.
+template <bool keep, class T>
+float exponentials(const T* values, std::int64_t count, float maximum, float* kept) {
   float sum = 0.0F;
 #pragma omp simd reduction(+ : sum)
   for (std::int64_t i = 0; i < count; ++i) {
     const float e = simd_exp2((load(values + i) - maximum) * std::numbers::log2e_v<float>);
     sum += e;
-    if constexpr (keep) store(kept + i, e);
+    if constexpr (keep) kept[i] = e;
   }
   return sum;
 }
@@ -77,7 +78,8 @@ struct LogSumExp {
   double log_probability(double z) const { return (z - maximum) - std::log(sum); }
 };
 
-// One row at a time; one object a thread.
+// One row of logits of type T at a time; one object a thread.
+template <class T>
 class RowLoss {
  public:
   RowLoss(std::int64_t vocabulary, float softcap, float scale, bool gradient)
@@ -86,10 +88,10 @@ class RowLoss {
         scale_(scale),
         gradient_(gradient),
         block_maxima_((vocabulary + kBlock - 1) / kBlock),
-        slopes_(softcap > 0.0F ? vocabulary : 0) {}
+        slopes_(softcap > 0.0F ? vocabulary : 0),
+        terms_(gradient && !kInPlace ? vocabulary : 0) {}
 
   // The loss of one row, whose logits become its gradient.
-  template <class T>
   double run(T* logits, std::int64_t width, std::int32_t target) {
     if (target < 0) {
       if (gradient_) std::fill_n(logits, width, T{});
@@ -97,10 +99,11 @@ class RowLoss {
     }
     const double z = load(logits + target), cap = softcap_;
     const double tangent = softcap_ > 0.0F ? std::tanh(z / cap) : 0.0;
-    const LogSumExp total = gradient_ ? log_sum_exp<true>(logits) : log_sum_exp<false>(logits);
+    float* const terms = kept_terms(logits);
+    const LogSumExp total = gradient_ ? log_sum_exp<true>(logits, terms) : log_sum_exp<false>(logits, terms);
     const double log_probability = total.log_probability(softcap_ > 0.0F ? cap * tangent : z);
     if (gradient_) {
-      scale_terms(logits, total);
+      scale_terms(terms, total, logits);
       store(logits + target, static_cast<float>(scale_ * std::expm1(log_probability) * (1.0 - tangent * tangent)));
       std::fill_n(logits + vocabulary_, width - vocabulary_, T{});
     }
@@ -116,21 +119,32 @@ class RowLoss {
     }
   }
 
-  // Leaves e^(z - block maximum) in place of the logits when they are kept: one exponential a logit then does for loss
-  // and gradient.
-  template <bool keep, class T>
-  LogSumExp log_sum_exp(T* logits) {
+  // Where a row's e^(z - block maximum) are kept for its gradient: in place of fp32 logits. In place of bf16 ones they
+  // would be rounded twice on their way to the gradient.
+  float* kept_terms(T* logits) {
+    if constexpr (kInPlace) {
+      return logits;
+    } else {
+      return terms_.data();
+    }
+  }
+
+  // Leaves e^(z - block maximum) in `terms` when they are kept: one exponential a logit then does for loss and
+  // gradient.
+  template <bool keep>
+  LogSumExp log_sum_exp(const T* logits, float* terms) {
     LogSumExp total;
     std::array<float, kBlock> capped;
     in_blocks([&](std::int64_t first, std::int64_t count, std::int64_t block) {
       auto [maximum, poison] = scan(logits + first, count);
+      float* const kept = keep ? terms + first : nullptr;
       float sum = 0.0F;
       if (softcap_ > 0.0F) {
         soft_cap(logits + first, count, softcap_, capped.data(), slopes_.data() + first);
         maximum = scan(capped.data(), count).maximum;
-        sum = exponentials<keep>(capped.data(), count, maximum, logits + first);
+        sum = exponentials<keep>(capped.data(), count, maximum, kept);
       } else {
-        sum = exponentials<keep>(logits + first, count, maximum, logits + first);
+        sum = exponentials<keep>(logits + first, count, maximum, kept);
       }
       total.add(maximum, sum + poison);
       block_maxima_[block] = maximum;
@@ -138,27 +152,29 @@ class RowLoss {
     return total;
   }
 
-  // Kept terms -> scale * probability * slope of the soft cap.
-  template <class T>
-  void scale_terms(T* terms, const LogSumExp& total) const {
+  // gradient = scale * probability * slope of the soft cap, from the kept terms.
+  void scale_terms(const float* terms, const LogSumExp& total, T* gradient) const {
     in_blocks([&](std::int64_t first, std::int64_t count, std::int64_t block) {
       const auto factor = static_cast<float>(scale_ * std::exp(total.log_probability(block_maxima_[block])));
-      T* const to = terms + first;
+      const float* const from = terms + first;
+      T* const to = gradient + first;
       if (softcap_ > 0.0F) {
         const float* const slopes = slopes_.data() + first;
 #pragma omp simd
-        for (std::int64_t i = 0; i < count; ++i) store(to + i, load(to + i) * factor * slopes[i]);
+        for (std::int64_t i = 0; i < count; ++i) store(to + i, from[i] * factor * slopes[i]);
       } else {
 #pragma omp simd
-        for (std::int64_t i = 0; i < count; ++i) store(to + i, load(to + i) * factor);
+        for (std::int64_t i = 0; i < count; ++i) store(to + i, from[i] * factor);
       }
     });
   }
 
+  static constexpr bool kInPlace = std::is_same_v<T, float>;
+
   std::int64_t vocabulary_;
   float softcap_, scale_;
   bool gradient_;
-  std::vector<float> block_maxima_, slopes_;
+  std::vector<float> block_maxima_, slopes_, terms_;
 };
 
 class CpuLoss final : public LossOps {
@@ -174,7 +190,7 @@ class CpuLoss final : public LossOps {
       T* const data = elements<T>(logits);
 #pragma omp parallel if (logits.elements() >= kParallelElements)
       {
-        RowLoss loss(vocabulary, softcap, scale, gradient);
+        RowLoss<T> loss(vocabulary, softcap, scale, gradient);
 #pragma omp for schedule(static)
         for (std::int64_t n = 0; n < logits.rows; ++n) {
           losses[n] = loss.run(row_of(data, logits, n), logits.cols, wanted[n]);

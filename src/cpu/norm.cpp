@@ -56,22 +56,22 @@ void add_rows(const T* a, const T* b, std::int64_t width, T* sum) {
 }
 
 template <class T>
-void normalise(const T* x, const Statistics& s, const T* weight, const T* bias, std::int64_t width, T* out) {
+void normalise(const T* x, const Statistics& s, const float* weight, const float* bias, std::int64_t width, T* out) {
 #pragma omp simd
   for (std::int64_t c = 0; c < width; ++c) {
-    store(out + c, (load(x + c) - s.mean) * s.rstd * load(weight + c) + load(bias + c));
+    store(out + c, (load(x + c) - s.mean) * s.rstd * weight[c] + bias[c]);
   }
 }
 
 // With xhat = (x - mean) * rstd and g = dy * weight: dx += rstd * (g - mean(g) - xhat * mean(g * xhat)); RMSNorm has no
 // mean(g).
 template <class T>
-void add_input_gradient(const T* dy, const T* x, const Statistics& s, const T* weight, bool centred, std::int64_t width,
-                        T* dx) {
+void add_input_gradient(const T* dy, const T* x, const Statistics& s, const float* weight, bool centred,
+                        std::int64_t width, T* dx) {
   float sum = 0.0F, product = 0.0F;
 #pragma omp simd reduction(+ : sum, product)
   for (std::int64_t c = 0; c < width; ++c) {
-    const float g = load(dy + c) * load(weight + c);
+    const float g = load(dy + c) * weight[c];
     sum += g;
     product += g * ((load(x + c) - s.mean) * s.rstd);
   }
@@ -79,7 +79,7 @@ void add_input_gradient(const T* dy, const T* x, const Statistics& s, const T* w
   const float mean_product = product / static_cast<float>(width);
 #pragma omp simd
   for (std::int64_t c = 0; c < width; ++c) {
-    const float g = load(dy + c) * load(weight + c);
+    const float g = load(dy + c) * weight[c];
     const float xhat = (load(x + c) - s.mean) * s.rstd;
     store(dx + c, load(dx + c) + s.rstd * (g - mean_g - xhat * mean_product));
   }
@@ -106,9 +106,9 @@ class CpuNorm final : public NormOps {
     with_element_type(normed.dtype, "norm forward", [&](auto type) {
       using T = decltype(type);
       const std::int64_t width = normed.cols;
-      const std::vector<T> ones(weight ? 0 : width, T{1.0F}), zeros(bias ? 0 : width, T{0.0F});
-      const T* const scale = weight ? elements<T>(weight) : ones.data();
-      const T* const shift = bias ? elements<T>(bias) : zeros.data();
+      const std::vector<float> ones(weight ? 0 : width, 1.0F), zeros(bias ? 0 : width, 0.0F);
+      const float* const scale = weight ? weight.f32() : ones.data();
+      const float* const shift = bias ? bias.f32() : zeros.data();
       T *const in = elements<T>(residual_in), *const added = elements<T>(delta), *const out = elements<T>(normed);
       T* const kept = elements<T>(residual_out);
       float *const means = elements<float>(mean), *const rstds = rstd.f32();
@@ -139,8 +139,8 @@ class CpuNorm final : public NormOps {
     with_element_type(d_normed.dtype, "norm backward", [&](auto type) {
       using T = decltype(type);
       const std::int64_t rows = d_normed.rows, width = d_normed.cols, blocks = (rows + kBlockRows - 1) / kBlockRows;
-      const std::vector<T> ones(weight ? 0 : width, T{1.0F});
-      const T* const scale = weight ? elements<T>(weight) : ones.data();
+      const std::vector<float> ones(weight ? 0 : width, 1.0F);
+      const float* const scale = weight ? weight.f32() : ones.data();
       T *const dy = elements<T>(d_normed), *const x = elements<T>(residual), *const dx = elements<T>(d_residual);
       float *const means = centred ? mean.f32() : nullptr, *const rstds = rstd.f32();
       float *const d_weight = elements<float>(weight_grad), *const d_bias = elements<float>(bias_grad);

@@ -12,11 +12,26 @@ namespace {
 
 struct Shape {
   std::int64_t batch, length, width, vocabulary;
+  DType type = DType::f32;
   std::int64_t rows() const { return batch * length; }
 };
 
-const Shape kShapes[] = {{1, 1, 1, 1},   {1, 1, 5, 3},    {2, 1, 7, 4},     {1, 9, 33, 11},
-                         {3, 5, 64, 20}, {2, 7, 771, 50}, {4, 32, 200, 300}};
+std::vector<Shape> shapes() {
+  std::vector<Shape> all;
+  for (const DType type : kActivationTypes) {
+    for (Shape shape : {Shape{1, 1, 1, 1},
+                        {1, 1, 5, 3},
+                        {2, 1, 7, 4},
+                        {1, 9, 33, 11},
+                        {3, 5, 64, 20},
+                        {2, 7, 771, 50},
+                        {4, 32, 200, 300}}) {
+      shape.type = type;
+      all.push_back(shape);
+    }
+  }
+  return all;
+}
 
 Doubles forward_reference(const std::vector<std::int32_t>& tokens, const Doubles& table, const Doubles& positions,
                           const Shape& shape) {
@@ -34,23 +49,23 @@ class Embedding : public testing::TestWithParam<Shape> {
  protected:
   Shape shape = GetParam();
   Column tokens{random_integers(shape.rows(), static_cast<std::int32_t>(shape.vocabulary), 1)};
-  Matrix table = Matrix::random(shape.vocabulary, shape.width, 2, 1.0, 0.0, 3);
-  Matrix positions = Matrix::random(shape.length, shape.width, 3, 1.0, 0.0, 1);
-  Matrix d_out = Matrix::random(shape.rows(), shape.width, 4, 1.0, 0.0, 5);
+  Matrix table = Matrix::random(shape.vocabulary, shape.width, 2, 1.0, 0.0, 3, shape.type);
+  Matrix positions = Matrix::random(shape.length, shape.width, 3, 1.0, 0.0, 1, shape.type);
+  Matrix d_out = Matrix::random(shape.rows(), shape.width, 4, 1.0, 0.0, 5, shape.type);
   HostStream stream;
   std::unique_ptr<EmbeddingOps> ops = cpu::make_embedding_ops();
 };
 
 TEST_P(Embedding, forward_adds_the_rows_of_token_and_position) {
-  Matrix out(shape.rows(), shape.width, 2);
+  Matrix out(shape.rows(), shape.width, 2, shape.type);
   ops->forward(stream, tokens.tensor(), table.tensor(), positions.tensor(), shape.length, out.tensor());
   expect_close(out, forward_reference(tokens.values(), table.values(), positions.values(), shape), 1e-7, "out");
 }
 
 TEST_P(Embedding, forward_without_positions_copies_rows) {
-  Matrix out(shape.rows(), shape.width);
+  Matrix out(shape.rows(), shape.width, 0, shape.type);
   ops->forward(stream, tokens.tensor(), table.tensor(), {}, shape.length, out.tensor());
-  expect_close(out, forward_reference(tokens.values(), table.values(), {}, shape), 0.0, "out");
+  EXPECT_EQ(out.values(), forward_reference(tokens.values(), table.values(), {}, shape));
 }
 
 TEST_P(Embedding, backward_adds_to_both_gradients) {
@@ -82,7 +97,7 @@ TEST_P(Embedding, backward_is_the_derivative_of_forward) {
   expect_derivative(position_grad, of_positions, positions.values(), 1e-5, "position_grad", 1e-7);
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, Embedding, testing::ValuesIn(kShapes));
+INSTANTIATE_TEST_SUITE_P(Shapes, Embedding, testing::ValuesIn(shapes()));
 
 TEST(EmbeddingBackward, rows_of_absent_tokens_keep_their_bits) {
   Column tokens({3, 1, 3});
@@ -103,20 +118,22 @@ TEST(EmbeddingBackward, rows_of_absent_tokens_keep_their_bits) {
 TEST(EmbeddingBackward, gives_the_same_bits_for_any_number_of_threads) {
   constexpr std::int64_t kRows = 256, kWidth = 197, kVocabulary = 20;
   Column tokens(random_integers(kRows, kVocabulary, 7));
-  Matrix d_out = Matrix::random(kRows, kWidth, 8);
-  const auto gradient = [&](int threads) {
+  const auto gradient = [&](DType type, int threads) {
     const Threads scope(threads);
+    Matrix d_out = Matrix::random(kRows, kWidth, 8, 1.0, 0.0, 0, type);
     Matrix table_grad(kVocabulary, kWidth), position_grad(64, kWidth);
     HostStream stream;
     cpu::make_embedding_ops()->backward(stream, tokens.tensor(), d_out.tensor(), 64, table_grad.tensor(),
                                         position_grad.tensor());
     return std::pair(table_grad, position_grad);
   };
-  const auto [table, positions] = gradient(1);
-  for (const int threads : {1, 2, 3, 16}) {
-    const auto [table_again, positions_again] = gradient(threads);
-    EXPECT_TRUE(table.same_bits(table_again)) << threads;
-    EXPECT_TRUE(positions.same_bits(positions_again)) << threads;
+  for (const DType type : kActivationTypes) {
+    const auto [table, positions] = gradient(type, 1);
+    for (const int threads : {1, 2, 3, 16}) {
+      const auto [table_again, positions_again] = gradient(type, threads);
+      EXPECT_TRUE(table.same_bits(table_again)) << threads;
+      EXPECT_TRUE(positions.same_bits(positions_again)) << threads;
+    }
   }
 }
 
@@ -131,8 +148,10 @@ TEST(EmbeddingOps, tokens_outside_the_table_and_other_types_are_refused) {
   }
   Column tokens({0});
   Tensor wrong = out.tensor();
-  wrong.dtype = DType::i32;
-  EXPECT_THROW(ops->forward(stream, tokens.tensor(), table.tensor(), {}, 1, wrong), std::logic_error);
+  for (const DType type : {DType::i32, DType::bf16}) {  // unknown, and another one than the table has
+    wrong.dtype = type;
+    EXPECT_THROW(ops->forward(stream, tokens.tensor(), table.tensor(), {}, 1, wrong), std::logic_error);
+  }
 }
 
 }  // namespace

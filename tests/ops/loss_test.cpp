@@ -16,9 +16,10 @@ struct Case {
   std::int64_t rows, vocabulary, padded;
   float softcap;
   double deviation;
+  DType type = DType::f32;
   friend std::ostream& operator<<(std::ostream& out, const Case& c) {
     return out << c.rows << " x " << c.vocabulary << " of " << c.padded << ", cap " << c.softcap << ", deviation "
-               << c.deviation;
+               << c.deviation << ", " << name_of(c.type);
   }
 };
 
@@ -34,6 +35,11 @@ std::vector<Case> cases() {
     all.push_back({3, 50257, 50304, softcap, 3.0});
     all.push_back({6, 33, 40, softcap, 100.0});  // sums of one term: most probabilities vanish
     all.push_back({6, 3000, 3000, softcap, 1e-3});
+  }
+  const std::size_t count = all.size();
+  for (std::size_t i = 0; i < count; ++i) {
+    all.push_back(all[i]);
+    all.back().type = DType::bf16;
   }
   return all;
 }
@@ -84,7 +90,7 @@ class CrossEntropy : public testing::TestWithParam<Case> {
   }
 
   Case c = GetParam();
-  Matrix logits = Matrix::random(c.rows, c.padded, 1, c.deviation, 0.3, 3);
+  Matrix logits = Matrix::random(c.rows, c.padded, 1, c.deviation, 0.3, 3, c.type);
   Column targets{random_integers(c.rows, static_cast<std::int32_t>(c.vocabulary), 2)};
   HostStream stream;
   std::unique_ptr<LossOps> ops = cpu::make_loss_ops();
@@ -125,21 +131,24 @@ TEST_P(CrossEntropy, gradient_is_the_derivative_of_the_loss) {
 INSTANTIATE_TEST_SUITE_P(Cases, CrossEntropy, testing::ValuesIn(cases()));
 
 TEST(CrossEntropyRows, rows_without_a_target_add_no_loss_and_have_zero_gradient) {
-  const Case c{5, 70, 80, 0.0F, 2.0};
-  Matrix logits = Matrix::random(c.rows, c.padded, 1);
-  logits.at(1, 3) = NAN;  // not part of the loss, so not part of anything
-  Doubles z = logits.values();
-  z[c.padded + 3] = 0.0;
-  Column targets({7, -1, 69, -1, 0});
-  const Expected expected = reference(z, c, targets.values(), 1.0);
-  HostStream stream;
-  double loss = 0.0;
-  cpu::make_loss_ops()->cross_entropy(stream, logits.tensor(), c.vocabulary, targets.tensor(), 0.0F, 1.0F, true, &loss);
-  EXPECT_NEAR(loss, expected.loss, 1e-6 * expected.loss);
-  expect_close(logits, expected.gradient, 1e-6, "gradient");
-  for (std::int64_t v = 0; v < c.padded; ++v) {
-    EXPECT_EQ(logits.at(1, v), 0.0F);
-    EXPECT_EQ(logits.at(3, v), 0.0F);
+  for (const DType type : kActivationTypes) {
+    const Case c{5, 70, 80, 0.0F, 2.0, type};
+    Matrix logits = Matrix::random(c.rows, c.padded, 1, 1.0, 0.0, 0, type);
+    logits.at(1, 3) = NAN;  // not part of the loss, so not part of anything
+    Doubles z = logits.values();
+    z[c.padded + 3] = 0.0;
+    Column targets({7, -1, 69, -1, 0});
+    const Expected expected = reference(z, c, targets.values(), 1.0);
+    HostStream stream;
+    double loss = 0.0;
+    cpu::make_loss_ops()->cross_entropy(stream, logits.tensor(), c.vocabulary, targets.tensor(), 0.0F, 1.0F, true,
+                                        &loss);
+    EXPECT_NEAR(loss, expected.loss, 1e-6 * expected.loss);
+    expect_close(logits, expected.gradient, 1e-6, "gradient");
+    for (std::int64_t v = 0; v < c.padded; ++v) {
+      EXPECT_EQ(logits.at(1, v), 0.0F);
+      EXPECT_EQ(logits.at(3, v), 0.0F);
+    }
   }
 }
 
@@ -147,20 +156,24 @@ TEST(CrossEntropyRows, a_non_finite_logit_anywhere_makes_loss_and_gradient_nan) 
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   const auto ops = cpu::make_loss_ops();
   HostStream stream;
-  for (const float softcap : {0.0F, 15.0F}) {
-    for (const float bad : {kInfinity, -kInfinity, std::numeric_limits<float>::quiet_NaN()}) {
-      for (const std::int64_t place : {0, 1, 17, 1023, 1024, 1039}) {
-        for (const bool gradient : {false, true}) {
-          Matrix logits = Matrix::random(2, 1040, 1);
-          logits.at(0, place) = bad;
-          Column targets({17, 5});
-          double loss = 0.0;
-          ops->cross_entropy(stream, logits.tensor(), 1040, targets.tensor(), softcap, 1.0F, gradient, &loss);
-          EXPECT_FALSE(std::isfinite(loss)) << bad << " at " << place << ", cap " << softcap;
-          if (gradient) {
-            EXPECT_TRUE(std::isnan(logits.at(0, 0))) << bad << " at " << place;
-            EXPECT_TRUE(std::isfinite(logits.at(1, 0)));
-          }
+  const auto check = [&](DType type, float softcap, float bad, std::int64_t place, bool gradient) {
+    Matrix logits = Matrix::random(2, 1040, 1, 1.0, 0.0, 0, type);
+    logits.at(0, place) = bad;
+    Column targets({17, 5});
+    double loss = 0.0;
+    ops->cross_entropy(stream, logits.tensor(), 1040, targets.tensor(), softcap, 1.0F, gradient, &loss);
+    EXPECT_FALSE(std::isfinite(loss)) << bad << " at " << place << ", cap " << softcap;
+    if (gradient) {
+      EXPECT_TRUE(std::isnan(logits.at(0, 0))) << bad << " at " << place;
+      EXPECT_TRUE(std::isfinite(logits.at(1, 0)));
+    }
+  };
+  for (const DType type : kActivationTypes) {
+    for (const float softcap : {0.0F, 15.0F}) {
+      for (const float bad : {kInfinity, -kInfinity, std::numeric_limits<float>::quiet_NaN()}) {
+        for (const std::int64_t place : {0, 1, 17, 1023, 1024, 1039}) {
+          check(type, softcap, bad, place, false);
+          check(type, softcap, bad, place, true);
         }
       }
     }
@@ -170,14 +183,17 @@ TEST(CrossEntropyRows, a_non_finite_logit_anywhere_makes_loss_and_gradient_nan) 
 TEST(CrossEntropyRows, large_and_equal_logits_are_no_problem) {
   const auto ops = cpu::make_loss_ops();
   HostStream stream;
-  for (const float offset : {0.0F, 1e4F, -1e4F, 1e30F}) {
-    Matrix logits = Matrix::filled(1, 50000, offset);
-    Column targets({49999});
-    double loss = 0.0;
-    ops->cross_entropy(stream, logits.tensor(), 50000, targets.tensor(), 0.0F, 1.0F, true, &loss);
-    EXPECT_NEAR(loss, std::log(50000.0), 1e-6);
-    EXPECT_NEAR(logits.at(0, 0), 1.0 / 50000.0, 1e-10);
-    EXPECT_NEAR(logits.at(0, 49999), 1.0 / 50000.0 - 1.0, 1e-6);
+  for (const DType type : kActivationTypes) {
+    const double unit = unit_roundoff(type);
+    for (const float offset : {0.0F, 1e4F, -1e4F, 1e30F}) {
+      Matrix logits = Matrix::filled(1, 50000, offset, 0, type);
+      Column targets({49999});
+      double loss = 0.0;
+      ops->cross_entropy(stream, logits.tensor(), 50000, targets.tensor(), 0.0F, 1.0F, true, &loss);
+      EXPECT_NEAR(loss, std::log(50000.0), 1e-6);
+      EXPECT_NEAR(logits.at(0, 0), 1.0 / 50000.0, 1e-10 + unit / 50000.0);
+      EXPECT_NEAR(logits.at(0, 49999), 1.0 / 50000.0 - 1.0, 1e-6 + unit);
+    }
   }
 }
 
@@ -196,20 +212,22 @@ TEST(CrossEntropyRows, a_surely_predicted_target_keeps_the_digits_of_its_gradien
 
 TEST(CrossEntropyRows, gives_the_same_bits_for_any_number_of_threads) {
   for (const float softcap : {0.0F, 30.0F}) {
-    const auto run = [&](int threads) {
+    const auto run = [&](DType type, int threads) {
       const Threads scope(threads);
-      Matrix logits = Matrix::random(37, 2050, 1, 3.0);
+      Matrix logits = Matrix::random(37, 2050, 1, 3.0, 0.0, 0, type);
       Column targets(random_integers(37, 2040, 2));
       HostStream stream;
       double loss = 0.0;
       cpu::make_loss_ops()->cross_entropy(stream, logits.tensor(), 2040, targets.tensor(), softcap, 0.5F, true, &loss);
       return std::pair(loss, logits);
     };
-    const auto [loss, gradient] = run(1);
-    for (const int threads : {1, 2, 3}) {
-      const auto [loss_again, gradient_again] = run(threads);
-      EXPECT_EQ(loss, loss_again) << threads;
-      EXPECT_TRUE(gradient.same_bits(gradient_again)) << threads;
+    for (const DType type : kActivationTypes) {
+      const auto [loss, gradient] = run(type, 1);
+      for (const int threads : {1, 2, 3}) {
+        const auto [loss_again, gradient_again] = run(type, threads);
+        EXPECT_EQ(loss, loss_again) << threads;
+        EXPECT_TRUE(gradient.same_bits(gradient_again)) << threads;
+      }
     }
   }
 }
@@ -228,7 +246,7 @@ TEST(CrossEntropyRows, impossible_targets_vocabularies_and_types_are_refused) {
   EXPECT_THROW(call(logits.tensor(), 9, 0), std::logic_error);
   EXPECT_THROW(call(logits.tensor(), 0, -1), std::logic_error);
   Tensor wrong = logits.tensor();
-  wrong.dtype = DType::bf16;
+  wrong.dtype = DType::i32;
   EXPECT_THROW(call(wrong, 8, 0), std::logic_error);
 }
 

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <ostream>
@@ -17,22 +18,25 @@ struct Case {
   NormKind kind;
   std::int64_t rows, width;
   bool weight, bias;
+  DType type;
   friend std::ostream& operator<<(std::ostream& out, const Case& c) {
     return out << (c.kind == NormKind::layernorm ? "layernorm " : "rmsnorm ") << c.rows << " x " << c.width
-               << (c.weight ? " weight" : "") << (c.bias ? " bias" : "");
+               << (c.weight ? " weight" : "") << (c.bias ? " bias" : "") << ' ' << name_of(c.type);
   }
 };
 
 std::vector<Case> cases() {
   std::vector<Case> all;
-  for (const NormKind kind : {NormKind::layernorm, NormKind::rmsnorm}) {
-    const bool layernorm = kind == NormKind::layernorm;
-    for (const std::int64_t width : {1, 5, 7, 33, 64, 771}) all.push_back({kind, 3, width, true, layernorm});
-    for (const std::int64_t rows : {1, 31, 32, 33, 100}) all.push_back({kind, rows, 48, true, layernorm});
-    all.push_back({kind, 70, 300, true, true});
-    all.push_back({kind, 5, 40, false, false});
-    all.push_back({kind, 5, 40, true, false});
-    all.push_back({kind, 5, 40, false, true});
+  for (const DType type : kActivationTypes) {
+    for (const NormKind kind : {NormKind::layernorm, NormKind::rmsnorm}) {
+      const bool layernorm = kind == NormKind::layernorm;
+      for (const std::int64_t width : {1, 5, 7, 33, 64, 771}) all.push_back({kind, 3, width, true, layernorm, type});
+      for (const std::int64_t rows : {1, 31, 32, 33, 100}) all.push_back({kind, rows, 48, true, layernorm, type});
+      all.push_back({kind, 70, 300, true, true, type});
+      all.push_back({kind, 5, 40, false, false, type});
+      all.push_back({kind, 5, 40, true, false, type});
+      all.push_back({kind, 5, 40, false, true, type});
+    }
   }
   return all;
 }
@@ -100,30 +104,39 @@ Doubles sum_of(const Doubles& a, const Doubles& b) {
 class Norm : public testing::TestWithParam<Case> {
  protected:
   Norm() {
-    Matrix normed(c.rows, c.width);
+    Matrix normed = activations();
     ops->forward(stream, c.kind, kEps, x.tensor(), {}, scale(), shift(), {}, normed.tensor(), means(), rstd.tensor());
   }
 
+  Matrix activations(std::int64_t padding = 0) const { return {c.rows, c.width, padding, c.type}; }  // zero
   Tensor scale() { return c.weight ? weight.tensor() : Tensor(); }
   Tensor shift() { return c.bias ? bias.tensor() : Tensor(); }
   Tensor means() { return c.kind == NormKind::layernorm ? mean.tensor() : Tensor(); }
-  // One column: x - mean, or its gradient, is zero but for rounding, which rstd = 1/sqrt(eps) magnifies.
-  double rounding() const { return c.width == 1 ? 1e-5 : 1e-7; }
+  // One column: the gradient is zero but for the rounding of d_normed * weight to fp32, half a unit in the last place
+  // of each, which rstd = 1/sqrt(eps) magnifies.
+  double rounding() const {
+    double magnified = 0.0;
+    for (const double d : c.width == 1 ? d_normed.values() : Doubles()) {
+      magnified =
+          std::max(magnified, 0x1p-24 * std::abs(d * weight.values()[0]) / std::sqrt(static_cast<double>(kEps)));
+    }
+    return 1e-7 + magnified;
+  }
   Doubles scales() const { return c.weight ? weight.values() : Doubles(); }
   Doubles shifts() const { return c.bias ? bias.values() : Doubles(); }
 
   Case c = GetParam();
-  Matrix x = Matrix::random(c.rows, c.width, 1, 2.0, 0.5, 3);
+  Matrix x = Matrix::random(c.rows, c.width, 1, 2.0, 0.5, 3, c.type);
   Matrix weight = Matrix::random(1, c.width, 2, 0.5, 1.0);
   Matrix bias = Matrix::random(1, c.width, 3, 0.5);
   Matrix mean = Matrix(c.rows, 1), rstd = Matrix(c.rows, 1);
-  Matrix d_normed = Matrix::random(c.rows, c.width, 4, 1.0, 0.0, 2);
+  Matrix d_normed = Matrix::random(c.rows, c.width, 4, 1.0, 0.0, 2, c.type);
   HostStream stream;
   std::unique_ptr<NormOps> ops = cpu::make_norm_ops();
 };
 
 TEST_P(Norm, forward_agrees_with_the_reference) {
-  Matrix normed(c.rows, c.width, 1);
+  Matrix normed = activations(1);
   ops->forward(stream, c.kind, kEps, x.tensor(), {}, scale(), shift(), {}, normed.tensor(), means(), rstd.tensor());
   const Forward expected = forward_reference(c.kind, x.values(), scales(), shifts(), c.rows);
   expect_close(normed, expected.normed, 1e-6, "normed", rounding());
@@ -132,15 +145,15 @@ TEST_P(Norm, forward_agrees_with_the_reference) {
 }
 
 TEST_P(Norm, forward_adds_delta_to_the_residual_first) {
-  Matrix delta = Matrix::random(c.rows, c.width, 5, 1.0, 0.0, 1);
-  Matrix residual(c.rows, c.width), normed(c.rows, c.width);
+  Matrix delta = Matrix::random(c.rows, c.width, 5, 1.0, 0.0, 1, c.type);
+  Matrix residual = activations(), normed = activations();
   ops->forward(stream, c.kind, kEps, x.tensor(), delta.tensor(), scale(), shift(), residual.tensor(), normed.tensor(),
                means(), rstd.tensor());
   expect_close(residual, sum_of(x.values(), delta.values()), 1e-7, "residual_out");
   const Forward expected = forward_reference(c.kind, residual.values(), scales(), shifts(), c.rows);
   expect_close(normed, expected.normed, 1e-6, "normed", rounding());
 
-  Matrix in_place = x, normed_again(c.rows, c.width);
+  Matrix in_place = x, normed_again = activations();
   ops->forward(stream, c.kind, kEps, in_place.tensor(), delta.tensor(), scale(), shift(), in_place.tensor(),
                normed_again.tensor(), means(), rstd.tensor());
   EXPECT_TRUE(in_place.same_bits(residual));
@@ -148,7 +161,7 @@ TEST_P(Norm, forward_adds_delta_to_the_residual_first) {
 }
 
 TEST_P(Norm, forward_without_delta_hands_the_residual_on) {
-  Matrix elsewhere(c.rows, c.width, 2), same = x, normed(c.rows, c.width), normed_again(c.rows, c.width);
+  Matrix elsewhere = activations(2), same = x, normed = activations(), normed_again = activations();
   ops->forward(stream, c.kind, kEps, x.tensor(), {}, scale(), shift(), elsewhere.tensor(), normed.tensor(), means(),
                rstd.tensor());
   EXPECT_TRUE(elsewhere.same_bits(x));
@@ -159,7 +172,7 @@ TEST_P(Norm, forward_without_delta_hands_the_residual_on) {
 }
 
 TEST_P(Norm, backward_agrees_with_the_written_out_derivatives_and_adds_them) {
-  Matrix d_residual = Matrix::random(c.rows, c.width, 6, 1.0, 0.0, 4);
+  Matrix d_residual = Matrix::random(c.rows, c.width, 6, 1.0, 0.0, 4, c.type);
   Matrix weight_grad = Matrix::random(1, c.width, 7), bias_grad = Matrix::random(1, c.width, 8);
   const Backward expected = backward_reference(c.kind, d_normed.values(), x.values(), scales(), c.rows);
   const Doubles expected_x = sum_of(d_residual.values(), expected.d_x);
@@ -173,7 +186,7 @@ TEST_P(Norm, backward_agrees_with_the_written_out_derivatives_and_adds_them) {
 }
 
 TEST_P(Norm, backward_is_the_derivative_of_forward) {
-  Matrix d_residual(c.rows, c.width), weight_grad(1, c.width), bias_grad(1, c.width);
+  Matrix d_residual = activations(), weight_grad(1, c.width), bias_grad(1, c.width);
   ops->backward(stream, c.kind, d_normed.tensor(), x.tensor(), scale(), means(), rstd.tensor(), d_residual.tensor(),
                 c.weight ? weight_grad.tensor() : Tensor(), c.bias ? bias_grad.tensor() : Tensor());
   const auto loss = [&](const Doubles& at_x, const Doubles& at_weight, const Doubles& at_bias) {
@@ -200,12 +213,12 @@ struct Results {
   Matrix normed, mean, rstd, d_residual, weight_grad, bias_grad;
 };
 
-Results forward_and_backward(NormKind kind, std::int64_t rows, std::int64_t width, int threads) {
+Results forward_and_backward(DType type, NormKind kind, std::int64_t rows, std::int64_t width, int threads) {
   const Threads scope(threads);
-  Matrix x = Matrix::random(rows, width, 1, 3.0), d = Matrix::random(rows, width, 2);
-  Matrix weight = Matrix::random(1, width, 3), bias = Matrix::random(1, width, 4);
-  Results run{Matrix(rows, width), Matrix(rows, 1), Matrix(rows, 1), Matrix::random(rows, width, 5),
-              Matrix(1, width),    Matrix(1, width)};
+  const auto random = [&](std::uint64_t seed) { return Matrix::random(rows, width, seed, 3.0, 0.0, 0, type); };
+  Matrix x = random(1), d = random(2), weight = Matrix::random(1, width, 3), bias = Matrix::random(1, width, 4);
+  Results run{
+      Matrix(rows, width, 0, type), Matrix(rows, 1), Matrix(rows, 1), random(5), Matrix(1, width), Matrix(1, width)};
   HostStream stream;
   const auto ops = cpu::make_norm_ops();
   ops->forward(stream, kind, kEps, x.tensor(), {}, weight.tensor(), bias.tensor(), {}, run.normed.tensor(),
@@ -216,16 +229,18 @@ Results forward_and_backward(NormKind kind, std::int64_t rows, std::int64_t widt
 }
 
 TEST(NormOps, gives_the_same_bits_for_any_number_of_threads) {
-  for (const NormKind kind : {NormKind::layernorm, NormKind::rmsnorm}) {
-    const Results one = forward_and_backward(kind, 333, 197, 1);
-    for (const int threads : {1, 2, 3}) {
-      const Results again = forward_and_backward(kind, 333, 197, threads);
-      EXPECT_TRUE(again.normed.same_bits(one.normed)) << threads;
-      EXPECT_TRUE(again.mean.same_bits(one.mean)) << threads;
-      EXPECT_TRUE(again.rstd.same_bits(one.rstd)) << threads;
-      EXPECT_TRUE(again.d_residual.same_bits(one.d_residual)) << threads;
-      EXPECT_TRUE(again.weight_grad.same_bits(one.weight_grad)) << threads;
-      EXPECT_TRUE(again.bias_grad.same_bits(one.bias_grad)) << threads;
+  for (const DType type : kActivationTypes) {
+    for (const NormKind kind : {NormKind::layernorm, NormKind::rmsnorm}) {
+      const Results one = forward_and_backward(type, kind, 333, 197, 1);
+      for (const int threads : {1, 2, 3}) {
+        const Results again = forward_and_backward(type, kind, 333, 197, threads);
+        EXPECT_TRUE(again.normed.same_bits(one.normed)) << threads;
+        EXPECT_TRUE(again.mean.same_bits(one.mean)) << threads;
+        EXPECT_TRUE(again.rstd.same_bits(one.rstd)) << threads;
+        EXPECT_TRUE(again.d_residual.same_bits(one.d_residual)) << threads;
+        EXPECT_TRUE(again.weight_grad.same_bits(one.weight_grad)) << threads;
+        EXPECT_TRUE(again.bias_grad.same_bits(one.bias_grad)) << threads;
+      }
     }
   }
 }
@@ -259,15 +274,17 @@ TEST(NormOps, backward_of_one_object_serves_many_shapes) {
 }
 
 TEST(NormOps, a_nan_spoils_its_own_row_and_no_other) {
-  for (const NormKind kind : {NormKind::layernorm, NormKind::rmsnorm}) {
-    Matrix x = Matrix::random(3, 40, 1), normed(3, 40), mean(3, 1), rstd(3, 1);
-    x.at(1, 39) = NAN;
-    HostStream stream;
-    cpu::make_norm_ops()->forward(stream, kind, kEps, x.tensor(), {}, {}, {}, {}, normed.tensor(), mean.tensor(),
-                                  rstd.tensor());
-    for (std::int64_t c = 0; c < 40; ++c) {
-      EXPECT_TRUE(std::isnan(normed.at(1, c)));
-      EXPECT_TRUE(std::isfinite(normed.at(0, c)) && std::isfinite(normed.at(2, c)));
+  for (const DType type : kActivationTypes) {
+    for (const NormKind kind : {NormKind::layernorm, NormKind::rmsnorm}) {
+      Matrix x = Matrix::random(3, 40, 1, 1.0, 0.0, 0, type), normed(3, 40, 0, type), mean(3, 1), rstd(3, 1);
+      x.at(1, 39) = NAN;
+      HostStream stream;
+      cpu::make_norm_ops()->forward(stream, kind, kEps, x.tensor(), {}, {}, {}, {}, normed.tensor(), mean.tensor(),
+                                    rstd.tensor());
+      for (std::int64_t c = 0; c < 40; ++c) {
+        EXPECT_TRUE(std::isnan(normed.at(1, c)));
+        EXPECT_TRUE(std::isfinite(normed.at(0, c)) && std::isfinite(normed.at(2, c)));
+      }
     }
   }
 }
@@ -283,9 +300,11 @@ TEST(NormOps, missing_pieces_are_refused) {
                              x.tensor(), {}, {}),
                std::logic_error);
   Tensor wrong = normed.tensor();
-  wrong.dtype = DType::bf16;
-  EXPECT_THROW(ops->forward(stream, NormKind::rmsnorm, kEps, x.tensor(), {}, {}, {}, {}, wrong, {}, rstd.tensor()),
-               std::logic_error);
+  for (const DType type : {DType::i32, DType::bf16}) {  // unknown, and another one than x has
+    wrong.dtype = type;
+    EXPECT_THROW(ops->forward(stream, NormKind::rmsnorm, kEps, x.tensor(), {}, {}, {}, {}, wrong, {}, rstd.tensor()),
+                 std::logic_error);
+  }
 }
 
 }  // namespace
