@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "cpu/element.h"
 #include "cpu/families.h"
 #include "cpu/gemm_tile.h"
 #include "cpu/simd.h"
@@ -112,10 +113,11 @@ void softmax_step(float* scores, int64_t keys, int64_t first_key, const Visibili
 }
 
 // Queries [t0, t0 + count) of head h in sequence b.
-void forward_block(const AttentionInput& in, int64_t b, int64_t h, int64_t t0, int64_t count, float* out,
+template <class T>
+void forward_block(const AttentionInput& in, const T* qkv, int64_t b, int64_t h, int64_t t0, int64_t count, T* out,
                    int64_t out_stride, float* lse, const ForwardScratch& scratch) {
-  const int64_t size = in.shape.head_size, kv_head = h / in.group();
-  const float* rows = in.qkv + in.row(b, 0) * in.stride;
+  const int64_t size = in.shape.head_size, kv_head = h / in.group(), stride = in.qkv.stride;
+  const T* rows = qkv + in.row(b, 0) * stride;
   const int64_t panels = (count + kTileCols - 1) / kTileCols;
   const auto width = [&](int64_t p) { return std::min<int64_t>(kTileCols, count - p * kTileCols); };
 
@@ -127,7 +129,7 @@ void forward_block(const AttentionInput& in, int64_t b, int64_t h, int64_t t0, i
   for (int64_t p = 0; p < panels; ++p) {
     const int64_t t = t0 + p * kTileCols;
     if (width(p) < kTileCols) std::fill_n(scratch.panel_q(p), size * kTileCols, 0.0F);
-    transpose_scaled(rows + t * in.stride + in.q_column(h), in.stride, width(p), size, in.shape.scale * kLog2E,
+    transpose_scaled(rows + t * stride + in.q_column(h), stride, width(p), size, in.shape.scale * kLog2E,
                      scratch.panel_q(p), kTileCols);
     first[p] = in.first_keys(b, t, width(p));
     for (int64_t lane = 0; lane < kTileCols; ++lane) {
@@ -140,8 +142,8 @@ void forward_block(const AttentionInput& in, int64_t b, int64_t h, int64_t t0, i
   const int64_t end = t0 + count;
   for (int64_t k0 = in.first_keys(b, t0, count).low; k0 < end; k0 += kKeyBlock) {
     const int64_t k1 = std::min(k0 + kKeyBlock, end);
-    copy_rows(rows + k0 * in.stride + in.k_column(kv_head), in.stride, k1 - k0, size, scratch.k, size);
-    copy_rows(rows + k0 * in.stride + in.v_column(kv_head), in.stride, k1 - k0, size, scratch.v, size);
+    copy_rows(rows + k0 * stride + in.k_column(kv_head), stride, k1 - k0, size, scratch.k, size);
+    copy_rows(rows + k0 * stride + in.v_column(kv_head), stride, k1 - k0, size, scratch.v, size);
     for (int64_t p = 0; p < panels; ++p) {
       const int64_t t = t0 + p * kTileCols;
       const int64_t low = std::max(k0, first[p].low), high = std::min(k1, t + width(p));
@@ -200,10 +202,7 @@ class CpuAttentionOps final : public AttentionOps {
 }  // namespace
 
 AttentionInput::AttentionInput(const AttentionShape& shape_, const Tensor& qkv_, const Tensor& document_start_)
-    : shape(shape_),
-      qkv(qkv_.f32()),
-      stride(qkv_.stride),
-      document_start(document_start_ ? document_start_.i32() : nullptr) {}
+    : shape(shape_), qkv(qkv_), document_start(document_start_ ? document_start_.i32() : nullptr) {}
 
 int64_t AttentionInput::first_key(int64_t b, int64_t t) const {
   int64_t first = document_start != nullptr ? std::clamp<int64_t>(document_start[row(b, t)], 0, t) : 0;
@@ -220,35 +219,43 @@ AttentionInput::Range AttentionInput::first_keys(int64_t b, int64_t t, int64_t c
   return range;
 }
 
-void copy_rows(const float* from, int64_t from_stride, int64_t rows, int64_t width, float* to, int64_t stride) {
+template <class T>
+void copy_rows(const T* from, int64_t from_stride, int64_t rows, int64_t width, float* to, int64_t stride) {
   for (int64_t r = 0; r < rows; ++r, from += from_stride, to += stride) {
     int64_t c = 0;
     for (; c + kLanes <= width; c += kLanes) store_vec(to + c, load_vec(from + c));
-    for (; c < width; ++c) to[c] = from[c];
+    for (; c < width; ++c) to[c] = load(from + c);
     for (; c < stride; ++c) to[c] = 0.0F;
   }
 }
 
+template void copy_rows(const float*, int64_t, int64_t, int64_t, float*, int64_t);
+template void copy_rows(const bf16*, int64_t, int64_t, int64_t, float*, int64_t);
+
 void attention_forward(const AttentionInput& input, const Tensor& out, const Tensor& lse, ThreadScratch& scratch) {
   const AttentionShape& shape = input.shape;
   scratch.reserve(omp_get_max_threads(), ForwardScratch(nullptr, shape.head_size).floats);
-  float* const out_data = out.f32();
   float* const lse_data = lse.f32();
   const int64_t blocks = (shape.sequence_length + kQueryBlock - 1) / kQueryBlock;
   const int64_t tasks = shape.batch * shape.heads * blocks;
+  with_element_type(out.dtype, "attention forward", [&](auto type) {
+    using T = decltype(type);
+    const T* const qkv = elements<T>(input.qkv);
+    T* const out_data = elements<T>(out);
 #pragma omp parallel
-  {
-    const ForwardScratch mine(scratch.for_thread(omp_get_thread_num()), shape.head_size);
-    // Heads one after the other, so that neighbours share keys in cache; the long blocks of a head first, so that the
-    // last tasks of all are short.
+    {
+      const ForwardScratch mine(scratch.for_thread(omp_get_thread_num()), shape.head_size);
+      // Heads one after the other, so that neighbours share keys in cache; the long blocks of a head first, so that the
+      // last tasks of all are short.
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < tasks; ++task) {
-      const int64_t b = task / blocks / shape.heads, h = task / blocks % shape.heads;
-      const int64_t t0 = (blocks - 1 - task % blocks) * kQueryBlock;
-      forward_block(input, b, h, t0, std::min(kQueryBlock, shape.sequence_length - t0), out_data, out.stride, lse_data,
-                    mine);
+      for (int64_t task = 0; task < tasks; ++task) {
+        const int64_t b = task / blocks / shape.heads, h = task / blocks % shape.heads;
+        const int64_t t0 = (blocks - 1 - task % blocks) * kQueryBlock;
+        forward_block(input, qkv, b, h, t0, std::min(kQueryBlock, shape.sequence_length - t0), out_data, out.stride,
+                      lse_data, mine);
+      }
     }
-  }
+  });
 }
 
 std::unique_ptr<AttentionOps> make_attention_ops() { return std::make_unique<CpuAttentionOps>(); }

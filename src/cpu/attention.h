@@ -1,4 +1,7 @@
-// The parts of the CPU's AttentionOps (backend/model_ops.h has their contracts). fp32.
+// The parts of the CPU's AttentionOps (backend/model_ops.h has their contracts).
+//
+// Activations are fp32 or bf16 and are turned into fp32 where they are copied into scratch; results are rounded once,
+// on their way out.
 //
 // Both directions are blocked: scores exist for a block of queries and a block of keys at a time, in the scratch of one
 // thread. Which thread computes a block never changes a result: every sum has one owner and a fixed order.
@@ -33,8 +36,7 @@ struct AttentionInput {
   Range first_keys(std::int64_t b, std::int64_t t, std::int64_t count) const;
 
   const AttentionShape& shape;
-  const float* qkv;
-  std::int64_t stride;
+  Tensor qkv;
   const std::int32_t* document_start;  // may be null
 };
 
@@ -49,8 +51,10 @@ void attention_forward(const AttentionInput& input, const Tensor& out, const Ten
 void attention_backward(const AttentionInput& input, const Tensor& out, const Tensor& lse, const Tensor& d_out,
                         const Tensor& d_qkv, ThreadScratch& scratch, std::vector<float>& delta);
 
-// Rows [0, rows) of `width` floats to a block of `stride` >= width floats a row, zero behind the width.
-void copy_rows(const float* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width, float* to,
+// Rows [0, rows) of `width` elements, fp32 or bf16, to a block of `stride` >= width floats a row, zero behind the
+// width.
+template <class T>
+void copy_rows(const T* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width, float* to,
                std::int64_t stride);
 
 }  // namespace polaron::cpu

@@ -3,8 +3,10 @@
 // (Dao et al., FlashAttention, arXiv 2205.14135, appendix B.2). P is computed again from q, k and lse.
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "cpu/attention.h"
+#include "cpu/element.h"
 #include "cpu/gemm_tile.h"
 #include "cpu/simd.h"
 #include "cpu/simd_math.h"
@@ -24,7 +26,9 @@ static_assert(kQueryBlock % kTileCols == 0 && kKeyBlock % kQueryBlock == 0);
 constexpr float kLog2E = 1.44269504F;
 
 struct BackwardScratch {
-  BackwardScratch(float* memory, int64_t head_size) : stride((head_size + kLanes - 1) / kLanes * kLanes) {
+  // key_sums and query_sums: how many rows of d_k and d_v, and of d_q, are summed here.
+  BackwardScratch(float* memory, int64_t head_size, int64_t key_sums, int64_t query_sums)
+      : stride((head_size + kLanes - 1) / kLanes * kLanes) {
     const auto take = [&](int64_t count) {
       float* const block = memory == nullptr ? nullptr : memory + floats;
       floats += aligned_floats(count);
@@ -37,6 +41,9 @@ struct BackwardScratch {
     d_out = take(kQueryBlock * stride);
     p = take(kQueryBlock * kKeyBlock);
     d_s = take(kQueryBlock * kKeyBlock);
+    d_k = take(key_sums * stride);
+    d_v = take(key_sums * stride);
+    d_q = take(query_sums * stride);
   }
 
   int64_t stride;   // of k, q and d_out: head_size rounded up to whole vectors
@@ -47,6 +54,9 @@ struct BackwardScratch {
   float* d_out;
   float* p;    // [queries, kKeyBlock]: scores, then P
   float* d_s;  // [queries, kKeyBlock]: dO V^T, then scale dS
+  float* d_k;  // sums of gradients so far, where the result cannot hold them
+  float* d_v;
+  float* d_q;
   std::size_t floats = 0;
 };
 
@@ -55,15 +65,28 @@ struct Block {
   int64_t end() const { return first + count; }
 };
 
+// Sums of gradients so far, one row a token.
+struct Sums {
+  float* data;
+  int64_t stride;
+  float* row(int64_t i) const { return data + i * stride; }
+};
+
+template <class T>
 class Backward {
  public:
+  // Whether gradients are summed in d_qkv itself. Sums of bf16 would be rounded at every step: they grow in scratch and
+  // are rounded when complete.
+  static constexpr bool kInPlace = std::is_same_v<T, float>;
+
   Backward(const AttentionInput& in, const Tensor& lse, const Tensor& d_out, const Tensor& d_qkv,
            const std::vector<float>& delta)
       : in_(in),
+        qkv_(elements<T>(in.qkv)),
         lse_(lse.f32()),
-        d_out_(d_out.f32()),
+        d_out_(elements<T>(d_out)),
         d_out_stride_(d_out.stride),
-        d_qkv_(d_qkv.f32()),
+        d_qkv_(elements<T>(d_qkv)),
         d_qkv_stride_(d_qkv.stride),
         delta_(delta.data()) {}
 
@@ -72,10 +95,23 @@ class Backward {
   int64_t key_blocks() const { return (in_.shape.sequence_length + kKeyBlock - 1) / kKeyBlock; }
   int64_t query_blocks() const { return (in_.shape.sequence_length + kQueryBlock - 1) / kQueryBlock; }
 
-  // Gradients of k and v of one block of keys, from all queries of all heads of its group; with `d_q` what the block
-  // contributes to their gradients too, which asks for the blocks of keys one after the other.
-  void keys(int64_t b, int64_t kv_head, const Block& keys, bool d_q, const BackwardScratch& scratch) const {
+  // What a thread that works on whole heads needs, or on blocks of keys or queries.
+  BackwardScratch scratch(float* memory, bool whole_heads) const {
+    const int64_t query_sums = whole_heads ? in_.group() * in_.shape.sequence_length : kQueryBlock;
+    return {memory, in_.shape.head_size, kInPlace ? 0 : kKeyBlock, kInPlace ? 0 : query_sums};
+  }
+
+  // All gradients of a key head and its query heads.
+  void head(int64_t b, int64_t kv_head, const BackwardScratch& scratch) const {
+    for (int64_t i = 0; i < key_blocks(); ++i) keys(b, kv_head, key_block(i), true, scratch);
+  }
+
+  // Gradients of k and v of one block of keys, from all queries of all heads of its group; with `with_d_q` what the
+  // block contributes to their gradients too, which asks for the blocks of keys one after the other.
+  void keys(int64_t b, int64_t kv_head, const Block& keys, bool with_d_q, const BackwardScratch& scratch) const {
     pack_keys(b, kv_head, keys, scratch);
+    const Sums d_k = sums(b, keys.first, in_.k_column(kv_head), scratch.d_k, scratch.stride);
+    const Sums d_v = sums(b, keys.first, in_.v_column(kv_head), scratch.d_v, scratch.stride);
     for (int64_t g = 0; g < in_.group(); ++g) {
       for (int64_t i = keys.first / kQueryBlock; i < query_blocks(); ++i) {
         const Block queries = query_block(i);
@@ -83,20 +119,29 @@ class Backward {
         if (seen >= keys.end()) continue;
         const int64_t h = kv_head * in_.group() + g;
         const Pair pair = start(b, h, queries, keys, seen, scratch);
-        add_d_k_and_v(pair, b, kv_head, g == 0, scratch);
-        if (d_q) add_d_q(pair, b, h, scratch);
+        add_d_k_and_v(pair, d_k, d_v, g == 0, scratch);
+        if (!with_d_q) continue;
+        float* const memory =
+            kInPlace ? nullptr : scratch.d_q + (g * in_.shape.sequence_length + queries.first) * scratch.stride;
+        const Sums d_q = sums(b, queries.first, in_.q_column(h), memory, scratch.stride);
+        add_d_q(pair, d_q, scratch);
+        if (!pair.all_before()) finish(d_q, b, queries, in_.q_column(h));  // no later keys for these queries
       }
     }
+    finish(d_k, b, keys, in_.k_column(kv_head));
+    finish(d_v, b, keys, in_.v_column(kv_head));
   }
 
   // Gradient of q of one block of queries.
   void queries(int64_t b, int64_t h, const Block& queries, const BackwardScratch& scratch) const {
     const int64_t seen = in_.first_keys(b, queries.first, queries.count).low;
+    const Sums d_q = sums(b, queries.first, in_.q_column(h), scratch.d_q, scratch.stride);
     for (int64_t i = seen / kKeyBlock; i < key_blocks() && key_block(i).first < queries.end(); ++i) {
       const Block keys = key_block(i);
       pack_keys(b, h / in_.group(), keys, scratch);
-      add_d_q(start(b, h, queries, keys, seen, scratch), b, h, scratch);
+      add_d_q(start(b, h, queries, keys, seen, scratch), d_q, scratch);
     }
+    finish(d_q, b, queries, in_.q_column(h));
   }
 
  private:
@@ -116,12 +161,35 @@ class Backward {
   Block block(int64_t i, int64_t size) const {
     return {i * size, std::min(size, in_.shape.sequence_length - i * size)};
   }
-  const float* qkv(int64_t b, int64_t t, int64_t column) const { return in_.qkv + in_.row(b, t) * in_.stride + column; }
-  float* d_qkv(int64_t b, int64_t t, int64_t column) const { return d_qkv_ + in_.row(b, t) * d_qkv_stride_ + column; }
+  const T* qkv(int64_t b, int64_t t, int64_t column) const { return qkv_ + in_.row(b, t) * in_.qkv.stride + column; }
+  T* d_qkv(int64_t b, int64_t t, int64_t column) const { return d_qkv_ + in_.row(b, t) * d_qkv_stride_ + column; }
+
+  // Where gradients of the rows of sequence b from t on are summed.
+  Sums sums(int64_t b, int64_t t, int64_t column, float* memory, int64_t stride) const {
+    if constexpr (kInPlace) {
+      return {d_qkv(b, t, column), d_qkv_stride_};
+    } else {
+      return {memory, stride};
+    }
+  }
+
+  // Complete sums to the result.
+  void finish(const Sums& sums, int64_t b, const Block& block, int64_t column) const {
+    if constexpr (!kInPlace) {
+      const int64_t size = in_.shape.head_size;
+      for (int64_t i = 0; i < block.count; ++i) {
+        const float* const from = sums.row(i);
+        T* const to = d_qkv(b, block.first + i, column);
+        int64_t c = 0;
+        for (; c + kLanes <= size; c += kLanes) store_vec(to + c, load_vec(from + c));
+        for (; c < size; ++c) store(to + c, from[c]);
+      }
+    }
+  }
 
   void pack_keys(int64_t b, int64_t kv_head, const Block& keys, const BackwardScratch& scratch) const {
     const int64_t size = in_.shape.head_size;
-    copy_rows(qkv(b, keys.first, in_.k_column(kv_head)), in_.stride, keys.count, size, scratch.k, scratch.stride);
+    copy_rows(qkv(b, keys.first, in_.k_column(kv_head)), in_.qkv.stride, keys.count, size, scratch.k, scratch.stride);
     for (int64_t p = 0; p * kTileCols < keys.count; ++p) {
       const int64_t key = p * kTileCols, count = std::min<int64_t>(kTileCols, keys.count - key);
       float *k = scratch.k_panels + key * size, *v = scratch.v_panels + key * size;
@@ -129,8 +197,10 @@ class Backward {
         std::fill_n(k, size * kTileCols, 0.0F);
         std::fill_n(v, size * kTileCols, 0.0F);
       }
-      transpose_scaled(qkv(b, keys.first + key, in_.k_column(kv_head)), in_.stride, count, size, 1.0F, k, kTileCols);
-      transpose_scaled(qkv(b, keys.first + key, in_.v_column(kv_head)), in_.stride, count, size, 1.0F, v, kTileCols);
+      transpose_scaled(qkv(b, keys.first + key, in_.k_column(kv_head)), in_.qkv.stride, count, size, 1.0F, k,
+                       kTileCols);
+      transpose_scaled(qkv(b, keys.first + key, in_.v_column(kv_head)), in_.qkv.stride, count, size, 1.0F, v,
+                       kTileCols);
     }
   }
 
@@ -141,7 +211,7 @@ class Backward {
     const int64_t end = std::min(keys.end(), queries.end());  // keys from here on are in the future of all
     const Pair pair{queries, keys, std::max<int64_t>(seen - keys.first, 0) / kTileCols,
                     (end - keys.first + kTileCols - 1) / kTileCols, seen};
-    copy_rows(qkv(b, queries.first, in_.q_column(h)), in_.stride, queries.count, size, scratch.q, scratch.stride);
+    copy_rows(qkv(b, queries.first, in_.q_column(h)), in_.qkv.stride, queries.count, size, scratch.q, scratch.stride);
     copy_rows(d_out_ + in_.row(b, queries.first) * d_out_stride_ + in_.q_column(h), d_out_stride_, queries.count, size,
               scratch.d_out, scratch.stride);
     for (int64_t p = pair.first_panel; p < pair.panels; ++p) {
@@ -181,16 +251,14 @@ class Backward {
     }
   }
 
-  void add_d_k_and_v(const Pair& pair, int64_t b, int64_t kv_head, bool first_head,
+  void add_d_k_and_v(const Pair& pair, const Sums& d_k, const Sums& d_v, bool first_head,
                      const BackwardScratch& scratch) const {
     const auto add = [&](int64_t key, int64_t keys, int64_t query, bool accumulate) {
       const int64_t at = query * kKeyBlock + key, queries = pair.queries.count - query;
-      float* const d_v = d_qkv(b, pair.keys.first + key, in_.v_column(kv_head));
-      float* const d_k = d_qkv(b, pair.keys.first + key, in_.k_column(kv_head));
       multiply_block(AOrder::depth_major, keys, in_.shape.head_size, queries, scratch.p + at, kKeyBlock,
-                     scratch.d_out + query * scratch.stride, scratch.stride, d_v, d_qkv_stride_, accumulate);
+                     scratch.d_out + query * scratch.stride, scratch.stride, d_v.row(key), d_v.stride, accumulate);
       multiply_block(AOrder::depth_major, keys, in_.shape.head_size, queries, scratch.d_s + at, kKeyBlock,
-                     scratch.q + query * scratch.stride, scratch.stride, d_k, d_qkv_stride_, accumulate);
+                     scratch.q + query * scratch.stride, scratch.stride, d_k.row(key), d_k.stride, accumulate);
     };
     if (pair.all_before()) {  // and so not the first pair of any panel
       const int64_t key = pair.first_panel * kTileCols;
@@ -203,7 +271,7 @@ class Backward {
     }
   }
 
-  void add_d_q(const Pair& pair, int64_t b, int64_t h, const BackwardScratch& scratch) const {
+  void add_d_q(const Pair& pair, const Sums& d_q, const BackwardScratch& scratch) const {
     const bool accumulate = pair.keys.first > pair.seen;
     const int64_t key = pair.first_panel * kTileCols;
     // Against keys of their own time, some queries at a time, each as far as the last of them sees.
@@ -213,50 +281,50 @@ class Backward {
       const int64_t end = std::min(pair.keys.end(), pair.queries.first + query + count) - pair.keys.first;
       if (end <= key) continue;
       multiply_block(AOrder::row_major, count, in_.shape.head_size, end - key, scratch.d_s + query * kKeyBlock + key,
-                     kKeyBlock, scratch.k + key * scratch.stride, scratch.stride,
-                     d_qkv(b, pair.queries.first + query, in_.q_column(h)), d_qkv_stride_, accumulate);
+                     kKeyBlock, scratch.k + key * scratch.stride, scratch.stride, d_q.row(query), d_q.stride,
+                     accumulate);
     }
   }
 
   const AttentionInput& in_;
+  const T* qkv_;
   const float* lse_;
-  const float* d_out_;
+  const T* d_out_;
   int64_t d_out_stride_;
-  float* d_qkv_;
+  T* d_qkv_;
   int64_t d_qkv_stride_;
   const float* delta_;
 };
 
 // delta[b, h, t] = sum over the head of d_out * out.
+template <class T>
 void row_sums(const AttentionInput& in, const Tensor& out, const Tensor& d_out, std::vector<float>& delta) {
   const AttentionShape& shape = in.shape;
   delta.resize(static_cast<std::size_t>(shape.batch * shape.heads * shape.sequence_length));
-  const float *o = out.f32(), *d = d_out.f32();
+  const T *o = elements<T>(out), *d = elements<T>(d_out);
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < shape.batch * shape.sequence_length; ++row) {
     const int64_t b = row / shape.sequence_length, t = row % shape.sequence_length;
     for (int64_t h = 0; h < shape.heads; ++h) {
-      const float *x = o + row * out.stride + in.q_column(h), *y = d + row * d_out.stride + in.q_column(h);
+      const T *x = o + row * out.stride + in.q_column(h), *y = d + row * d_out.stride + in.q_column(h);
       Vec sums{};
       int64_t c = 0;
       for (; c + kLanes <= shape.head_size; c += kLanes) sums += load_vec(x + c) * load_vec(y + c);
       float sum = 0.0F;
       for (int lane = 0; lane < kLanes; ++lane) sum += sums[lane];
-      for (; c < shape.head_size; ++c) sum += x[c] * y[c];
+      for (; c < shape.head_size; ++c) sum += load(x + c) * load(y + c);
       delta[static_cast<std::size_t>((b * shape.heads + h) * shape.sequence_length + t)] = sum;
     }
   }
 }
 
-}  // namespace
-
-void attention_backward(const AttentionInput& input, const Tensor& out, const Tensor& lse, const Tensor& d_out,
-                        const Tensor& d_qkv, ThreadScratch& scratch, std::vector<float>& delta) {
+template <class T>
+void run(const AttentionInput& input, const Tensor& out, const Tensor& lse, const Tensor& d_out, const Tensor& d_qkv,
+         ThreadScratch& scratch, std::vector<float>& delta) {
   const AttentionShape& shape = input.shape;
   const int threads = omp_get_max_threads();
-  scratch.reserve(threads, BackwardScratch(nullptr, shape.head_size).floats);
-  row_sums(input, out, d_out, delta);
-  const Backward backward(input, lse, d_out, d_qkv, delta);
+  row_sums<T>(input, out, d_out, delta);
+  const Backward<T> backward(input, lse, d_out, d_qkv, delta);
   const int64_t key_blocks = backward.key_blocks(), query_blocks = backward.query_blocks();
 
   // One pass, a key head a task: 5 products a pair of blocks, but no more tasks than key heads. Two passes: 7 products,
@@ -264,15 +332,13 @@ void attention_backward(const AttentionInput& input, const Tensor& out, const Te
   const int64_t heads = shape.batch * shape.kv_heads;
   const int64_t rounds = (heads + threads - 1) / threads;
   const bool one_pass = key_blocks == 1 || 5 * rounds * threads <= 7 * heads;
+  scratch.reserve(threads, backward.scratch(nullptr, one_pass).floats);
 #pragma omp parallel
   {
-    const BackwardScratch mine(scratch.for_thread(omp_get_thread_num()), shape.head_size);
+    const BackwardScratch mine = backward.scratch(scratch.for_thread(omp_get_thread_num()), one_pass);
     if (one_pass) {
 #pragma omp for schedule(dynamic, 1)
-      for (int64_t task = 0; task < heads; ++task) {
-        const int64_t b = task / shape.kv_heads, kv_head = task % shape.kv_heads;
-        for (int64_t i = 0; i < key_blocks; ++i) backward.keys(b, kv_head, backward.key_block(i), true, mine);
-      }
+      for (int64_t task = 0; task < heads; ++task) backward.head(task / shape.kv_heads, task % shape.kv_heads, mine);
     } else {
       // Long tasks first: early keys have many queries, late queries many keys.
 #pragma omp for schedule(dynamic, 1) nowait
@@ -287,6 +353,14 @@ void attention_backward(const AttentionInput& input, const Tensor& out, const Te
       }
     }
   }
+}
+
+}  // namespace
+
+void attention_backward(const AttentionInput& input, const Tensor& out, const Tensor& lse, const Tensor& d_out,
+                        const Tensor& d_qkv, ThreadScratch& scratch, std::vector<float>& delta) {
+  with_element_type(d_qkv.dtype, "attention backward",
+                    [&](auto type) { run<decltype(type)>(input, out, lse, d_out, d_qkv, scratch, delta); });
 }
 
 }  // namespace polaron::cpu

@@ -1,6 +1,8 @@
 #include <cmath>
+#include <vector>
 
 #include "cpu/attention.h"
+#include "cpu/element.h"
 
 namespace polaron::cpu {
 namespace {
@@ -9,15 +11,36 @@ using std::int64_t;
 
 constexpr int64_t kParallelFloats = 1 << 14;  // below, starting threads costs more than it saves
 
-// Calls body(row, t, head) with a pointer to each head of q and k, on all threads. Heads count q's first, then k's.
+inline const float* as_floats(const float* from, int64_t, float*) { return from; }
+inline const float* as_floats(const bf16* from, int64_t n, float* room) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) room[i] = load(from + i);
+  return room;
+}
+
+// Calls body(x) with the floats of x[0, n), which it may change: fp32 in place, bf16 in `room` and rounded afterwards.
 template <class Body>
-void for_heads(const AttentionShape& shape, float* qkv, int64_t stride, Body&& body) {
-  const int64_t rows = shape.batch * shape.sequence_length, heads = shape.heads + shape.kv_heads;
-#pragma omp parallel for schedule(static) if (rows * heads * shape.head_size > kParallelFloats)
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t head = 0; head < heads; ++head) {
-      body(qkv + row * stride + head * shape.head_size, row, row % shape.sequence_length, head);
-    }
+void change_floats(float* x, int64_t, float*, Body&& body) {
+  body(x);
+}
+template <class Body>
+void change_floats(bf16* x, int64_t n, float* room, Body&& body) {
+  as_floats(x, n, room);
+  body(room);
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) store(x + i, room[i]);
+}
+
+// Calls body(row, room) for each row, on all threads. A row's heads of q come first, then those of k, `width` elements
+// in all; `room` has space for twice as many floats.
+template <class Body>
+void for_rows(const AttentionShape& shape, int64_t width, Body&& body) {
+  const int64_t rows = shape.batch * shape.sequence_length;
+#pragma omp parallel if (rows * width > kParallelFloats)
+  {
+    std::vector<float> room(2 * width);
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < rows; ++row) body(row, room.data());
   }
 }
 
@@ -38,48 +61,75 @@ inline float sum_of_products(const float* x, const float* y, int64_t n) {
   return sum;
 }
 
+template <class T>
+void prepare(const AttentionShape& shape, bool qk_norm, float eps, const Rotary& rotary, const Tensor& qkv,
+             const Tensor& qk_rstd) {
+  const int64_t size = shape.head_size, half = size / 2, heads = shape.heads + shape.kv_heads, width = heads * size;
+  const bool rotates = static_cast<bool>(rotary.cos);
+  const float *cos = elements<float>(rotary.cos), *sin = elements<float>(rotary.sin);
+  float* const rstd = qk_norm ? qk_rstd.f32() : nullptr;
+  T* const data = elements<T>(qkv);
+  for_rows(shape, width, [&](int64_t row, float* room) {
+    const int64_t t = row % shape.sequence_length;
+    change_floats(data + row * qkv.stride, width, room, [&](float* q_and_k) {
+      for (int64_t head = 0; head < heads; ++head) {
+        float* const x = q_and_k + head * size;
+        if (qk_norm) {
+          const float factor = 1.0F / std::sqrt(sum_of_products(x, x, size) / static_cast<float>(size) + eps);
+          rstd[row * qk_rstd.stride + head] = factor;
+#pragma omp simd
+          for (int64_t j = 0; j < size; ++j) x[j] *= factor;
+        }
+        if (rotates) turn(x, half, cos + t * rotary.cos.stride, sin + t * rotary.sin.stride, 1.0F);
+      }
+    });
+  });
+}
+
+template <class T>
+void prepare_backward(const AttentionShape& shape, bool qk_norm, const Rotary& rotary, const Tensor& qkv,
+                      const Tensor& qk_rstd, const Tensor& d_qkv) {
+  const int64_t size = shape.head_size, half = size / 2, heads = shape.heads + shape.kv_heads, width = heads * size;
+  const bool rotates = static_cast<bool>(rotary.cos);
+  const float *cos = elements<float>(rotary.cos), *sin = elements<float>(rotary.sin);
+  const float* const rstd = qk_norm ? qk_rstd.f32() : nullptr;
+  const T* const result = qk_norm ? elements<T>(qkv) : nullptr;
+  T* const data = elements<T>(d_qkv);
+  for_rows(shape, width, [&](int64_t row, float* room) {
+    const int64_t t = row % shape.sequence_length;
+    // With y = R x_hat, x_hat = rstd x and g = R^T dy: dx = rstd (g - x_hat mean(g x_hat)). R keeps inner products, so
+    // mean(g x_hat) = mean(dy y), and the projection can be done before turning back, on y itself.
+    const float* const ys = qk_norm ? as_floats(result + row * qkv.stride, width, room + width) : nullptr;
+    change_floats(data + row * d_qkv.stride, width, room, [&](float* d_q_and_k) {
+      for (int64_t head = 0; head < heads; ++head) {
+        float* const d = d_q_and_k + head * size;
+        if (qk_norm) {
+          const float* const y = ys + head * size;
+          const float mean = sum_of_products(d, y, size) / static_cast<float>(size);
+          const float factor = rstd[row * qk_rstd.stride + head];
+#pragma omp simd
+          for (int64_t j = 0; j < size; ++j) d[j] = factor * (d[j] - y[j] * mean);
+        }
+        if (rotates) turn(d, half, cos + t * rotary.cos.stride, sin + t * rotary.sin.stride, -1.0F);
+      }
+    });
+  });
+}
+
 }  // namespace
 
 void attention_prepare(const AttentionShape& shape, bool qk_norm, float eps, const Rotary& rotary, const Tensor& qkv,
                        const Tensor& qk_rstd) {
-  const int64_t size = shape.head_size, half = size / 2;
-  const bool rotates = static_cast<bool>(rotary.cos);
-  if (!qk_norm && !rotates) return;
-  const float* cos = rotates ? rotary.cos.f32() : nullptr;
-  const float* sin = rotates ? rotary.sin.f32() : nullptr;
-  float* rstd = qk_norm ? qk_rstd.f32() : nullptr;
-  for_heads(shape, qkv.f32(), qkv.stride, [&](float* x, int64_t row, int64_t t, int64_t head) {
-    if (qk_norm) {
-      const float factor = 1.0F / std::sqrt(sum_of_products(x, x, size) / static_cast<float>(size) + eps);
-      rstd[row * qk_rstd.stride + head] = factor;
-#pragma omp simd
-      for (int64_t j = 0; j < size; ++j) x[j] *= factor;
-    }
-    if (rotates) turn(x, half, cos + t * rotary.cos.stride, sin + t * rotary.sin.stride, 1.0F);
-  });
+  if (!qk_norm && !rotary.cos) return;
+  with_element_type(qkv.dtype, "attention prepare",
+                    [&](auto type) { prepare<decltype(type)>(shape, qk_norm, eps, rotary, qkv, qk_rstd); });
 }
 
 void attention_prepare_backward(const AttentionShape& shape, bool qk_norm, const Rotary& rotary, const Tensor& qkv,
                                 const Tensor& qk_rstd, const Tensor& d_qkv) {
-  const int64_t size = shape.head_size, half = size / 2;
-  const bool rotates = static_cast<bool>(rotary.cos);
-  if (!qk_norm && !rotates) return;
-  const float* cos = rotates ? rotary.cos.f32() : nullptr;
-  const float* sin = rotates ? rotary.sin.f32() : nullptr;
-  const float* result = qk_norm ? qkv.f32() : nullptr;
-  const float* rstd = qk_norm ? qk_rstd.f32() : nullptr;
-  for_heads(shape, d_qkv.f32(), d_qkv.stride, [&](float* d, int64_t row, int64_t t, int64_t head) {
-    // With y = R x_hat, x_hat = rstd x and g = R^T dy: dx = rstd (g - x_hat mean(g x_hat)). R keeps inner products, so
-    // mean(g x_hat) = mean(dy y), and the projection can be done before turning back, on y itself.
-    if (qk_norm) {
-      const float* y = result + row * qkv.stride + head * size;
-      const float mean = sum_of_products(d, y, size) / static_cast<float>(size);
-      const float factor = rstd[row * qk_rstd.stride + head];
-#pragma omp simd
-      for (int64_t j = 0; j < size; ++j) d[j] = factor * (d[j] - y[j] * mean);
-    }
-    if (rotates) turn(d, half, cos + t * rotary.cos.stride, sin + t * rotary.sin.stride, -1.0F);
-  });
+  if (!qk_norm && !rotary.cos) return;
+  with_element_type(d_qkv.dtype, "attention prepare backward",
+                    [&](auto type) { prepare_backward<decltype(type)>(shape, qk_norm, rotary, qkv, qk_rstd, d_qkv); });
 }
 
 }  // namespace polaron::cpu

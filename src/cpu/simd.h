@@ -9,6 +9,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "cpu/element.h"
+
 namespace polaron::cpu {
 
 #if defined(__AVX512F__)
@@ -22,6 +24,7 @@ inline constexpr int kVectorBytes = 16;
 using Vec = float __attribute__((vector_size(kVectorBytes)));
 using UnsignedVec = std::uint32_t __attribute__((vector_size(kVectorBytes)));
 using IntVec = std::int32_t __attribute__((vector_size(kVectorBytes)));
+using ShortVec = std::uint16_t __attribute__((vector_size(kVectorBytes / 2)));  // as many lanes as Vec
 inline constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(float));
 
 // Any alignment.
@@ -31,6 +34,19 @@ static inline Vec load_vec(const float* from) {
   return value;
 }
 static inline void store_vec(float* to, Vec value) { std::memcpy(to, &value, sizeof value); }
+static inline Vec load_vec(const bf16* from) {
+  ShortVec bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return std::bit_cast<Vec>(__builtin_convertvector(bits, UnsignedVec) << 16U);
+}
+// As to_bf16 (backend/bf16.h) rounds.
+static inline void store_vec(bf16* to, Vec value) {
+  const auto bits = std::bit_cast<UnsignedVec>(value);
+  const UnsignedVec rounded = (bits + 0x7FFFU + ((bits >> 16U) & 1U)) >> 16U;
+  const UnsignedVec quiet_nan = (bits >> 16U) | 0x40U;
+  const auto upper = __builtin_convertvector(value != value ? quiet_nan : rounded, ShortVec);
+  std::memcpy(to, &upper, sizeof upper);
+}
 static inline Vec broadcast(float value) { return value - Vec{}; }  // x - 0 is x for every x, x + 0 is not for -0
 
 // For functions that are written once for float and Vec: a value in every lane, the type of the lanes' bits, and small
@@ -76,13 +92,15 @@ inline void steps(Vec (&rows)[kLanes]) {
 
 }  // namespace transpose_detail
 
-// to[c][r] = factor * from[r][c] for r < rows, c < cols. Strides in floats; `to` must not overlap `from`.
-static inline void transpose_scaled(const float* from, std::int64_t from_stride, std::int64_t rows, std::int64_t cols,
-                                    float factor, float* to, std::int64_t to_stride) {
+// to[c][r] = factor * from[r][c] for r < rows, c < cols; fp32 or bf16. Strides in elements; `to` must not overlap
+// `from`.
+template <class From, class To>
+static inline void transpose_scaled(const From* from, std::int64_t from_stride, std::int64_t rows, std::int64_t cols,
+                                    float factor, To* to, std::int64_t to_stride) {
   for (std::int64_t r = 0; r < rows; r += kLanes) {
     for (std::int64_t c = 0; c < cols; c += kLanes) {
-      const float* source = from + r * from_stride + c;
-      float* target = to + c * to_stride + r;
+      const From* source = from + r * from_stride + c;
+      To* target = to + c * to_stride + r;
       if (r + kLanes <= rows && c + kLanes <= cols) {
         Vec block[kLanes];
 #pragma GCC unroll 16
@@ -94,7 +112,7 @@ static inline void transpose_scaled(const float* from, std::int64_t from_stride,
       }
       for (std::int64_t i = 0; i < kLanes && r + i < rows; ++i) {
         for (std::int64_t j = 0; j < kLanes && c + j < cols; ++j) {
-          target[j * to_stride + i] = factor * source[i * from_stride + j];
+          store(target + j * to_stride + i, factor * load(source + i * from_stride + j));
         }
       }
     }

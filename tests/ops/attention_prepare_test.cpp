@@ -1,6 +1,7 @@
 // Rotary embedding and QK-norm against double precision, and their backward against finite differences.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 
@@ -57,6 +58,40 @@ Doubles reference_prepare(const AttentionShape& s, bool qk_norm, const Tables* t
   return qkv;
 }
 
+// prepare_backward from prepare's result y and the factors rstd [N, heads + kv_heads] that it divided by. Turning is
+// orthogonal, so its inverse is its transpose; of x_hat = rstd x it takes dx = rstd (g - x_hat mean(g x_hat)), in which
+// mean(g x_hat) = mean(dy y).
+Doubles reference_prepare_backward(const AttentionShape& s, bool qk_norm, const Tables* tables, const Doubles& y,
+                                   const Doubles& rstd, Doubles d) {
+  const std::int64_t heads = s.heads + s.kv_heads, half = s.head_size / 2, size = s.head_size;
+  for (std::int64_t row = 0; row < s.batch * s.sequence_length; ++row) {
+    for (std::int64_t head = 0; head < heads; ++head) {
+      double* g = d.data() + row * s.qkv_width() + head * size;
+      const double* of_head = y.data() + row * s.qkv_width() + head * size;
+      if (qk_norm) {
+        double mean = 0.0;
+        for (std::int64_t j = 0; j < size; ++j) mean += g[j] * of_head[j] / static_cast<double>(size);
+        for (std::int64_t j = 0; j < size; ++j) g[j] = rstd[row * heads + head] * (g[j] - of_head[j] * mean);
+      }
+      for (std::int64_t j = 0; tables != nullptr && j < half; ++j) {
+        const std::int64_t t = row % s.sequence_length;
+        const double c = static_cast<double>(tables->cos.at(t, j)), n = static_cast<double>(tables->sin.at(t, j));
+        const double low = g[j], high = g[j + half];
+        g[j] = low * c + high * n;
+        g[j + half] = high * c - low * n;
+      }
+    }
+  }
+  return d;
+}
+
+// With QK norm or without, rotated or not.
+struct Kind {
+  bool qk_norm, rotate;
+  std::string name() const { return std::string(qk_norm ? ", norm" : "") + (rotate ? ", rotary" : ""); }
+};
+constexpr Kind kKinds[] = {{false, false}, {false, true}, {true, false}, {true, true}};
+
 class AttentionPrepare : public testing::Test {
  protected:
   std::unique_ptr<AttentionOps> ops_ = cpu::make_attention_ops();
@@ -64,66 +99,93 @@ class AttentionPrepare : public testing::Test {
 };
 
 TEST_F(AttentionPrepare, normalises_and_rotates_q_and_k_and_leaves_v_alone) {
-  for (const std::int64_t head_size : {2, 8, 20, 64, 128}) {
-    for (const bool qk_norm : {false, true}) {
-      for (const bool rotate : {false, true}) {
+  for (const DType type : kActivationTypes) {
+    for (const std::int64_t head_size : {2, 8, 20, 64, 128}) {
+      for (const Kind& kind : kKinds) {
         const AttentionShape shape = attention_shape(2, 37, 4, 2, head_size);
-        const Tables unused = rotary_tables(37, head_size);
-        Tables tables = unused;
-        Matrix qkv = Matrix::random(74, shape.qkv_width(), 1, 1.5, 0.2, 3), rstd(74, 6, 1);
+        Tables tables = rotary_tables(37, head_size);
+        Matrix qkv = Matrix::random(74, shape.qkv_width(), 1, 1.5, 0.2, 3, type), rstd(74, 6, 1);
+        const Matrix before = qkv;
         Doubles expected_rstd;
         const Doubles expected =
-            reference_prepare(shape, qk_norm, rotate ? &tables : nullptr, qkv.values(), &expected_rstd);
-        ops_->prepare(stream_, shape, qk_norm, kEps, rotate ? tables.rotary() : Rotary{}, qkv.tensor(),
-                      qk_norm ? rstd.tensor() : Tensor{});
-        const std::string what = describe(shape) + (qk_norm ? ", norm" : "") + (rotate ? ", rotary" : "");
+            reference_prepare(shape, kind.qk_norm, kind.rotate ? &tables : nullptr, qkv.values(), &expected_rstd);
+        ops_->prepare(stream_, shape, kind.qk_norm, kEps, kind.rotate ? tables.rotary() : Rotary{}, qkv.tensor(),
+                      kind.qk_norm ? rstd.tensor() : Tensor{});
+        const std::string what = describe(shape) + ", " + name_of(type) + kind.name();
         expect_close(qkv, expected, 1e-6, what);
-        if (qk_norm) expect_close(rstd, expected_rstd, 1e-6, "rstd, " + what);
+        if (kind.qk_norm) expect_close(rstd, expected_rstd, 1e-6, "rstd, " + what);
+        for (std::int64_t c = shape.q_width() + shape.kv_width(); c < shape.qkv_width(); ++c) {
+          ASSERT_EQ(qkv.at(73, c), before.at(73, c)) << what;
+        }
       }
     }
   }
 }
 
-TEST_F(AttentionPrepare, backward_matches_finite_differences) {
-  for (const bool qk_norm : {false, true}) {
-    for (const bool rotate : {false, true}) {
-      const AttentionShape shape = attention_shape(2, 3, 2, 1, 10);
-      Tables tables = rotary_tables(3, 10);
-      Matrix qkv = Matrix::random(6, shape.qkv_width(), 2, 1.0, 0.0, 2), rstd(6, 3);
-      const Doubles before = qkv.values();
-      Matrix d_qkv = Matrix::random(6, shape.qkv_width(), 3, 1.0, 0.0, 4);
-      const Doubles weights = d_qkv.values();
-      const Rotary rotary = rotate ? tables.rotary() : Rotary{};
-      ops_->prepare(stream_, shape, qk_norm, kEps, rotary, qkv.tensor(), qk_norm ? rstd.tensor() : Tensor{});
-      ops_->prepare_backward(stream_, shape, qk_norm, rotary, qkv.tensor(), qk_norm ? rstd.tensor() : Tensor{},
-                             d_qkv.tensor());
-      const auto loss = [&](const Doubles& x) {
-        return dot(reference_prepare(shape, qk_norm, rotate ? &tables : nullptr, x, nullptr), weights);
-      };
-      // The norm's eps makes mean(x_hat^2) slightly less than 1, which the formula takes into account as well.
-      expect_close(d_qkv, central_differences(loss, before), 2e-6,
-                   std::string(qk_norm ? "norm " : "") + (rotate ? "rotary" : ""));
+TEST_F(AttentionPrepare, backward_agrees_with_its_formula) {
+  for (const DType type : kActivationTypes) {
+    for (const std::int64_t head_size : {2, 10, 33, 64}) {
+      for (const Kind& kind : kKinds) {
+        if (kind.rotate && head_size % 2 != 0) continue;
+        const AttentionShape shape = attention_shape(2, 21, 3, 1, head_size);
+        Tables tables = rotary_tables(21, head_size);
+        Matrix qkv = Matrix::random(42, shape.qkv_width(), 2, 1.0, 0.0, 2, type), rstd(42, 4, 1);
+        Matrix d_qkv = Matrix::random(42, shape.qkv_width(), 3, 1.0, 0.0, 4, type);
+        const Rotary rotary = kind.rotate ? tables.rotary() : Rotary{};
+        const Tensor factors = kind.qk_norm ? rstd.tensor() : Tensor{};
+        ops_->prepare(stream_, shape, kind.qk_norm, kEps, rotary, qkv.tensor(), factors);
+        const Doubles expected = reference_prepare_backward(shape, kind.qk_norm, kind.rotate ? &tables : nullptr,
+                                                            qkv.values(), rstd.values(), d_qkv.values());
+        ops_->prepare_backward(stream_, shape, kind.qk_norm, rotary, qkv.tensor(), factors, d_qkv.tensor());
+        expect_close(d_qkv, expected, 2e-6, describe(shape) + ", " + name_of(type) + kind.name());
+      }
     }
   }
 }
 
+TEST_F(AttentionPrepare, the_formula_of_backward_matches_finite_differences) {
+  for (const Kind& kind : kKinds) {
+    const AttentionShape shape = attention_shape(2, 3, 2, 1, 10);
+    const Tables tables = rotary_tables(3, 10);
+    const Tables* const used = kind.rotate ? &tables : nullptr;
+    const Doubles x = to_doubles(random_floats(6 * shape.qkv_width(), 2));
+    const Doubles d = to_doubles(random_floats(6 * shape.qkv_width(), 3));
+    Doubles rstd;
+    const Doubles y = reference_prepare(shape, kind.qk_norm, used, x, &rstd);
+    const auto loss = [&](const Doubles& at) {
+      return dot(reference_prepare(shape, kind.qk_norm, used, at, nullptr), d);
+    };
+    // Tables of fp32 make turns that keep lengths within 1e-7 of them.
+    expect_close(reference_prepare_backward(shape, kind.qk_norm, used, y, rstd, d), central_differences(loss, x), 2e-7,
+                 "formula" + kind.name(), shape.qkv_width());
+  }
+}
+
 TEST_F(AttentionPrepare, without_norm_and_rotation_nothing_changes) {
-  const AttentionShape shape = attention_shape(1, 5, 2, 1, 8);
-  Matrix qkv = Matrix::random(5, shape.qkv_width(), 4);
-  const Matrix before = qkv;
-  ops_->prepare(stream_, shape, false, kEps, {}, qkv.tensor(), {});
-  ops_->prepare_backward(stream_, shape, false, {}, qkv.tensor(), {}, qkv.tensor());
-  EXPECT_TRUE(qkv.same_bits(before));
+  for (const DType type : kActivationTypes) {
+    const AttentionShape shape = attention_shape(1, 5, 2, 1, 8);
+    Matrix qkv = Matrix::random(5, shape.qkv_width(), 4, 1.0, 0.0, 0, type);
+    const Matrix before = qkv;
+    ops_->prepare(stream_, shape, false, kEps, {}, qkv.tensor(), {});
+    ops_->prepare_backward(stream_, shape, false, {}, qkv.tensor(), {}, qkv.tensor());
+    EXPECT_TRUE(qkv.same_bits(before));
+  }
 }
 
 TEST_F(AttentionPrepare, a_gradient_turned_forward_and_back_is_itself) {
   const AttentionShape shape = attention_shape(1, 300, 2, 2, 64);
   Tables tables = rotary_tables(300, 64);
-  Matrix x = Matrix::random(300, shape.qkv_width(), 5);
-  const Doubles before = x.values();
-  ops_->prepare(stream_, shape, false, kEps, tables.rotary(), x.tensor(), {});
-  ops_->prepare_backward(stream_, shape, false, tables.rotary(), x.tensor(), {}, x.tensor());
-  expect_close(x, before, 1e-6, "turned forward and back");
+  for (const DType type : kActivationTypes) {
+    Matrix x = Matrix::random(300, shape.qkv_width(), 5, 1.0, 0.0, 0, type);
+    const Doubles before = x.values();
+    ops_->prepare(stream_, shape, false, kEps, tables.rotary(), x.tensor(), {});
+    // Rounding takes a turned pair from its place by no more than its length times the unit roundoff, and turning back
+    // keeps lengths.
+    double longest = 0.0;
+    for (const double value : x.values()) longest = std::max(longest, std::sqrt(2.0) * std::abs(value));
+    ops_->prepare_backward(stream_, shape, false, tables.rotary(), x.tensor(), {}, x.tensor());
+    expect_close(x, before, 1e-6, "turned forward and back", unit_roundoff(type) * longest);
+  }
 }
 
 }  // namespace

@@ -32,9 +32,11 @@ struct AttentionReference {
   Doubles d_qkv;  // [N, qkv_width]
 };
 
-// qkv [N, qkv_width] and d_out [N, q_width] dense; document_start may be empty.
+// qkv [N, qkv_width] and d_out [N, q_width] dense; document_start may be empty. The gradient takes the rows' means of
+// d_out * out from `given_out` where there is one: backward is handed forward's result as it was rounded.
 inline AttentionReference reference_attention(const AttentionShape& s, const Doubles& qkv, const Doubles& d_out,
-                                              const std::vector<std::int32_t>& document_start) {
+                                              const std::vector<std::int32_t>& document_start,
+                                              const Doubles& given_out = {}) {
   const std::int64_t width = s.qkv_width(), size = s.head_size, rows = s.batch * s.sequence_length;
   AttentionReference result;
   result.out.assign(rows * s.q_width(), 0.0);
@@ -74,6 +76,10 @@ inline AttentionReference reference_attention(const AttentionShape& s, const Dou
           const double* v = qkv.data() + (b * s.sequence_length + j) * width + v_at;
           for (std::int64_t d = 0; d < size; ++d) d_weight[j] += d_o[d] * v[d];
           mean += weight[j] * d_weight[j];
+        }
+        if (!given_out.empty()) {
+          mean = 0.0;
+          for (std::int64_t d = 0; d < size; ++d) mean += d_o[d] * given_out[row * s.q_width() + h * size + d];
         }
         for (std::int64_t j = first; j <= t; ++j) {
           const std::int64_t key_row = b * s.sequence_length + j;

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <limits>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -18,23 +19,29 @@ constexpr double kForward = 5e-6, kBackward = 1e-5;
 
 class Attention : public testing::Test {
  protected:
-  // Runs both directions on views of larger matrices and compares everything.
+  // Runs both directions on views of larger matrices, in every type, and compares everything.
   void check(const AttentionShape& shape, const std::vector<std::int32_t>& starts = {}, double deviation = 1.0,
              double leeway = 1.0) {
+    for (const DType type : kActivationTypes) check(type, shape, starts, deviation, leeway);
+  }
+
+  void check(DType type, const AttentionShape& shape, const std::vector<std::int32_t>& starts, double deviation,
+             double leeway) {
     const std::int64_t rows = shape.batch * shape.sequence_length;
-    Matrix qkv = Matrix::random(rows, shape.qkv_width(), 1, deviation, 0.0, 5);
-    Matrix d_out = Matrix::random(rows, shape.q_width(), 2, 1.0, 0.0, 3);
-    Matrix out(rows, shape.q_width(), 2), lse(shape.batch * shape.heads, shape.sequence_length);
-    Matrix d_qkv(rows, shape.qkv_width(), 7);
+    Matrix qkv = Matrix::random(rows, shape.qkv_width(), 1, deviation, 0.0, 5, type);
+    Matrix d_out = Matrix::random(rows, shape.q_width(), 2, 1.0, 0.0, 3, type);
+    Matrix out(rows, shape.q_width(), 2, type), lse(shape.batch * shape.heads, shape.sequence_length);
+    Matrix d_qkv(rows, shape.qkv_width(), 7, type);
     Column column(starts);
     const Tensor document_start = starts.empty() ? Tensor{} : column.tensor();
     ops_->forward(stream_, shape, qkv.tensor(), document_start, out.tensor(), lse.tensor());
     ops_->backward(stream_, shape, qkv.tensor(), document_start, out.tensor(), lse.tensor(), d_out.tensor(),
                    d_qkv.tensor());
-    const AttentionReference expected = reference_attention(shape, qkv.values(), d_out.values(), starts);
-    expect_close(out, expected.out, leeway * kForward, "out, " + describe(shape));
-    expect_close(lse, expected.lse, leeway * kForward, "lse, " + describe(shape));
-    expect_close(d_qkv, expected.d_qkv, leeway * kBackward, "d_qkv, " + describe(shape));
+    const AttentionReference expected = reference_attention(shape, qkv.values(), d_out.values(), starts, out.values());
+    const std::string what = describe(shape) + ", " + name_of(type);
+    expect_close(out, expected.out, leeway * kForward, "out, " + what);
+    expect_close(lse, expected.lse, leeway * kForward, "lse, " + what);
+    expect_close(d_qkv, expected.d_qkv, leeway * kBackward, "d_qkv, " + what);
   }
 
   std::unique_ptr<AttentionOps> ops_ = cpu::make_attention_ops();
@@ -101,35 +108,49 @@ TEST_F(Attention, any_number_of_threads_gives_the_same_bits) {
   // Few key heads make backward choose its two-pass form for many threads.
   for (const auto& shape : {attention_shape(1, 300, 4, 1, 20), attention_shape(2, 200, 3, 3, 64, 90)}) {
     const std::int64_t rows = shape.batch * shape.sequence_length;
-    Matrix qkv = Matrix::random(rows, shape.qkv_width(), 6), d_out = Matrix::random(rows, shape.q_width(), 7);
     Column starts(documents(shape, {1, 80, 33, 150}));
-    const auto run = [&](int threads) {
+    const auto run = [&](DType type, int threads) {
       const Threads fixed(threads);
-      Matrix out(rows, shape.q_width()), lse(shape.batch * shape.heads, shape.sequence_length);
-      Matrix d_qkv(rows, shape.qkv_width());
+      Matrix qkv = Matrix::random(rows, shape.qkv_width(), 6, 1.0, 0.0, 0, type);
+      Matrix d_out = Matrix::random(rows, shape.q_width(), 7, 1.0, 0.0, 0, type);
+      Matrix out(rows, shape.q_width(), 0, type), lse(shape.batch * shape.heads, shape.sequence_length);
+      Matrix d_qkv(rows, shape.qkv_width(), 0, type);
       ops_->forward(stream_, shape, qkv.tensor(), starts.tensor(), out.tensor(), lse.tensor());
       ops_->backward(stream_, shape, qkv.tensor(), starts.tensor(), out.tensor(), lse.tensor(), d_out.tensor(),
                      d_qkv.tensor());
       return std::tuple(out, lse, d_qkv);
     };
-    const auto [out, lse, d_qkv] = run(1);
-    for (const int threads : {1, 2, 3, 8}) {
-      const auto [out2, lse2, d_qkv2] = run(threads);
-      EXPECT_TRUE(out.same_bits(out2)) << threads;
-      EXPECT_TRUE(lse.same_bits(lse2)) << threads;
-      EXPECT_TRUE(d_qkv.same_bits(d_qkv2)) << threads;
+    for (const DType type : kActivationTypes) {
+      const auto [out, lse, d_qkv] = run(type, 1);
+      for (const int threads : {1, 2, 3, 8}) {
+        const auto [out2, lse2, d_qkv2] = run(type, threads);
+        EXPECT_TRUE(out.same_bits(out2)) << threads;
+        EXPECT_TRUE(lse.same_bits(lse2)) << threads;
+        EXPECT_TRUE(d_qkv.same_bits(d_qkv2)) << threads;
+      }
     }
   }
 }
 
 TEST_F(Attention, nan_reaches_the_rows_that_see_it_and_no_others) {
   const AttentionShape shape = attention_shape(1, 100, 1, 1, 16);
-  Matrix qkv = Matrix::random(100, shape.qkv_width(), 8), out(100, 16), lse(1, 100);
   const std::vector<std::int32_t> starts = documents(shape, {40, 20, 40});
   Column column(starts);
-  qkv.at(45, shape.q_width()) = std::numeric_limits<float>::quiet_NaN();  // key 45, in the document [40, 60)
-  ops_->forward(stream_, shape, qkv.tensor(), column.tensor(), out.tensor(), lse.tensor());
-  for (std::int64_t t = 0; t < 100; ++t) EXPECT_EQ(std::isnan(out.at(t, 3)), t >= 45 && t < 60) << t;
+  for (const DType type : kActivationTypes) {
+    Matrix qkv = Matrix::random(100, shape.qkv_width(), 8, 1.0, 0.0, 0, type), out(100, 16, 0, type), lse(1, 100);
+    qkv.at(45, shape.q_width()) = std::numeric_limits<float>::quiet_NaN();  // key 45, in the document [40, 60)
+    ops_->forward(stream_, shape, qkv.tensor(), column.tensor(), out.tensor(), lse.tensor());
+    for (std::int64_t t = 0; t < 100; ++t) EXPECT_EQ(std::isnan(out.at(t, 3)), t >= 45 && t < 60) << t;
+  }
+}
+
+TEST_F(Attention, tensors_of_different_types_are_refused) {
+  const AttentionShape shape = attention_shape(1, 4, 1, 1, 8);
+  Matrix qkv = Matrix::random(4, 24, 1), half = Matrix::random(4, 8, 2, 1.0, 0.0, 0, DType::bf16), lse(1, 4);
+  EXPECT_THROW(ops_->forward(stream_, shape, qkv.tensor(), {}, half.tensor(), lse.tensor()), std::logic_error);
+  EXPECT_THROW(
+      ops_->backward(stream_, shape, qkv.tensor(), {}, half.tensor(), lse.tensor(), half.tensor(), qkv.tensor()),
+      std::logic_error);
 }
 
 TEST_F(Attention, a_smaller_call_after_a_larger_one_is_not_disturbed_by_its_leftovers) {
