@@ -26,14 +26,36 @@ void adamw_reference(Doubles& p, const std::vector<float>& g, Doubles& m, Double
   }
 }
 
+constexpr bf16 kUntouched{0x1234U};
+
+// n elements for a working copy, and one more that must stay as it is.
+std::vector<bf16> working_copy(std::int64_t n) { return {static_cast<std::size_t>(n + 1), kUntouched}; }
+
+void expect_rounded(const std::vector<bf16>& working, const std::vector<float>& master) {
+  for (std::size_t i = 0; i < master.size(); ++i) ASSERT_EQ(working[i].bits, to_bf16(master[i]).bits) << i;
+  EXPECT_EQ(working.back().bits, kUntouched.bits);
+}
+
+void expect_untouched(const std::vector<bf16>& working) {
+  for (const bf16 element : working) ASSERT_EQ(element.bits, kUntouched.bits);
+}
+
 struct Adam {
   std::vector<float> p, g, m, v;
+  std::vector<bf16> working;
   Doubles p_expected, m_expected, v_expected;
   AdamWRange range{};
 
   Adam(std::int64_t n, std::uint64_t seed)
-      : p(random_floats(n, seed)), g(n), m(n), v(n), p_expected(to_doubles(p)), m_expected(n), v_expected(n) {
-    range = {p.data(), g.data(), m.data(), v.data(), n, 3e-3F, 0.9F, 0.95F, 1e-8F, 0.1F, 0};
+      : p(random_floats(n, seed)),
+        g(n),
+        m(n),
+        v(n),
+        working(working_copy(n)),
+        p_expected(to_doubles(p)),
+        m_expected(n),
+        v_expected(n) {
+    range = {p.data(), g.data(), m.data(), v.data(), n, 3e-3F, 0.9F, 0.95F, 1e-8F, 0.1F, 0, nullptr};
   }
 };
 
@@ -78,6 +100,27 @@ TEST(AdamW, twenty_steps_agree_with_the_reference) {
   }
 }
 
+TEST(AdamW, the_working_copy_is_the_rounded_parameter_and_changes_nothing_else) {
+  std::vector<Adam> with = adams(), without = adams();
+  HostStream stream;
+  const auto ops = cpu::make_elementwise_ops();
+  for (std::int64_t step = 1; step <= 3; ++step) {
+    for (std::vector<Adam>* all : {&with, &without}) {
+      for (Adam& adam : *all) {
+        adam.range.step = step;
+        if (all == &with) adam.range.working = adam.working.data();
+        adam.g = random_floats(adam.range.n, 10 + step);
+        adam.range.gradient = adam.g.data();
+      }
+      ops->adamw(stream, ranges_of(*all), {});
+    }
+    for (std::size_t i = 0; i < with.size(); ++i) {
+      EXPECT_EQ(with[i].p, without[i].p);
+      expect_rounded(with[i].working, with[i].p);
+    }
+  }
+}
+
 TEST(AdamW, a_zero_gradient_moves_nothing_but_the_decay) {
   Adam adam(33, 1);
   adam.range.step = 1;
@@ -92,6 +135,7 @@ TEST(AdamW, a_closed_gate_leaves_every_bit_as_it_was) {
   std::vector<Adam> all = adams();
   for (Adam& adam : all) {
     adam.range.step = 3;
+    adam.range.working = adam.working.data();
     std::fill(adam.g.begin(), adam.g.end(), std::numeric_limits<float>::quiet_NaN());
   }
   const std::int32_t apply = 0;
@@ -102,6 +146,7 @@ TEST(AdamW, a_closed_gate_leaves_every_bit_as_it_was) {
     EXPECT_EQ(to_doubles(adam.p), adam.p_expected);
     EXPECT_EQ(to_doubles(adam.m), adam.m_expected);
     EXPECT_EQ(to_doubles(adam.v), adam.v_expected);
+    expect_untouched(adam.working);
   }
 }
 
@@ -134,16 +179,17 @@ TEST(AdamW, gives_the_same_bits_for_any_number_of_threads) {
 
 struct Sgd {
   std::vector<float> p, g, b;
+  std::vector<bf16> working;
   Doubles p_expected, b_expected;
   SgdRange range{};
 
   Sgd(std::int64_t n, bool momentum, bool nesterov)
-      : p(random_floats(n, 3)), g(n), b(n), p_expected(to_doubles(p)), b_expected(n) {
-    range = {p.data(), g.data(), momentum ? b.data() : nullptr, n, 0.05F, 0.9F, 0.02F, nesterov};
+      : p(random_floats(n, 3)), g(n), b(n), working(working_copy(n)), p_expected(to_doubles(p)), b_expected(n) {
+    range = {p.data(), g.data(), momentum ? b.data() : nullptr, n, 0.05F, 0.9F, 0.02F, nesterov, working.data()};
   }
 };
 
-TEST(Sgd, twenty_steps_agree_with_the_reference) {
+TEST(Sgd, twenty_steps_agree_with_the_reference_and_the_working_copy_is_the_rounded_parameter) {
   HostStream stream;
   const auto ops = cpu::make_elementwise_ops();
   const float clip = 0.5F;
@@ -167,6 +213,7 @@ TEST(Sgd, twenty_steps_agree_with_the_reference) {
         }
         expect_close(to_doubles(sgd.p), sgd.p_expected, 2e-6, "parameter", 100);
         if (momentum) expect_close(to_doubles(sgd.b), sgd.b_expected, 2e-6, "momentum", 100);
+        expect_rounded(sgd.working, sgd.p);
       }
     }
   }
@@ -180,6 +227,7 @@ TEST(Sgd, a_closed_gate_leaves_every_bit_as_it_was) {
   cpu::make_elementwise_ops()->sgd(stream, std::span(&sgd.range, 1), {nullptr, &apply});
   EXPECT_EQ(to_doubles(sgd.p), sgd.p_expected);
   EXPECT_EQ(to_doubles(sgd.b), sgd.b_expected);
+  expect_untouched(sgd.working);
 }
 
 class SumOfSquares : public testing::Test {

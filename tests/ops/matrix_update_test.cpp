@@ -33,14 +33,31 @@ double stacked(const std::vector<float>& stack, const Shape& shape, std::int64_t
 
 struct Group {
   std::vector<Matrix> matrices;
+  std::vector<Matrix> copies;  // bf16
   std::vector<MatrixView> views;
 
-  Group(const Shape& shape, std::int64_t count, std::uint64_t seed, std::int64_t padding) {
+  // working: views have working copies, which hold nothing of use at first.
+  Group(const Shape& shape, std::int64_t count, std::uint64_t seed, std::int64_t padding, bool working = false) {
     for (std::int64_t i = 0; i < count; ++i) {
       matrices.push_back(
           Matrix::random(shape.rows, shape.cols, seed + static_cast<std::uint64_t>(i), 1.0, 0.0, padding));
     }
     for (Matrix& matrix : matrices) views.push_back(view(matrix));
+    copies.assign(working ? static_cast<std::size_t>(count) : 0,
+                  Matrix::filled(shape.rows, shape.cols, 77.0F, padding, DType::bf16));
+    for (std::size_t i = 0; i < copies.size(); ++i) views[i].working = copies[i].tensor().bf16();
+  }
+
+  void expect_copies_are_the_rounded_matrices() const {
+    for (std::size_t m = 0; m < matrices.size(); ++m) {
+      const Matrix& master = matrices[m];
+      for (std::int64_t i = 0; i < master.rows(); ++i) {
+        for (std::int64_t j = 0; j < master.cols(); ++j) {
+          ASSERT_EQ(copies[m].at(i, j), to_float(to_bf16(master.at(i, j))))
+              << master.rows() << "x" << master.cols() << " at " << i << ", " << j;
+        }
+      }
+    }
   }
 };
 
@@ -110,8 +127,8 @@ TEST(MatrixMomentum, a_closed_gate_leaves_everything_as_it_was) {
   const float clip = std::nanf("");
   const StepGate gate{&clip, &closed};
   for (const Shape& shape : {Shape{8, 12}, Shape{12, 8}}) {
-    Group gradients(shape, 1, 1, 0), parameters(shape, 1, 2, 0);
-    const Matrix parameter = parameters.matrices[0];
+    Group gradients(shape, 1, 1, 0), parameters(shape, 1, 2, 0, true);
+    const Matrix parameter = parameters.matrices[0], copy = parameters.copies[0];
     std::vector<std::vector<float>> momentum = {test::random_floats(96, 3)};
     std::vector<float> stack = test::random_floats(96, 4);
     const std::vector<std::vector<float>> momentum_before = momentum;
@@ -124,6 +141,7 @@ TEST(MatrixMomentum, a_closed_gate_leaves_everything_as_it_was) {
     EXPECT_EQ(momentum, momentum_before);
     EXPECT_EQ(stack, stack_before);
     EXPECT_TRUE(parameters.matrices[0].same_bits(parameter));
+    EXPECT_TRUE(parameters.copies[0].same_bits(copy));
   }
 }
 
@@ -144,12 +162,12 @@ void expect_updated(const Group& parameters, const Group& before, const Shape& s
   }
 }
 
-TEST(MatrixUpdate, a_dense_direction_decays_and_steps_every_parameter) {
+TEST(MatrixUpdate, a_dense_direction_decays_and_steps_every_parameter_and_its_working_copy) {
   constexpr std::int64_t kCount = 3;
   test::MatrixOpsHarness harness;
   const std::vector<float> scales = {1.0F, 0.5F, 2.0F};
   for (const Shape& shape : kShapes) {
-    Group parameters(shape, kCount, 30, 5);
+    Group parameters(shape, kCount, 30, 5, true);
     const Group before = parameters;
     const std::int64_t rows = std::min(shape.rows, shape.cols), cols = std::max(shape.rows, shape.cols);
     std::vector<Dense> o;
@@ -161,10 +179,11 @@ TEST(MatrixUpdate, a_dense_direction_decays_and_steps_every_parameter) {
     }
     harness.ops().update_dense(harness.stream(), {0.05F, 0.2F}, {}, stack.data(), scales, parameters.views);
     expect_updated(parameters, before, shape, o, scales);
+    parameters.expect_copies_are_the_rounded_matrices();
   }
 }
 
-TEST(MatrixUpdate, factors_step_as_their_product_does) {
+TEST(MatrixUpdate, factors_step_as_their_product_does_and_renew_the_working_copies) {
   constexpr std::int64_t kCount = 3;
   const std::vector<float> scales = {1.0F, 0.5F, 2.0F};
   for (const int threads : {2, 4}) {  // one matrix a thread, and one after the other
@@ -173,7 +192,7 @@ TEST(MatrixUpdate, factors_step_as_their_product_does) {
     std::vector<Shape> shapes(std::begin(kShapes), std::end(kShapes));
     shapes.insert(shapes.end(), {{600, 1100}, {1100, 600}});
     for (const Shape& shape : shapes) {
-      Group parameters(shape, kCount, 50, 5);
+      Group parameters(shape, kCount, 50, 5, true);
       const Group before = parameters;
       const std::int64_t rows = std::min(shape.rows, shape.cols), cols = std::max(shape.rows, shape.cols);
       const std::int64_t rank = std::min<std::int64_t>((rows + 3) / 4, 9);
@@ -189,6 +208,7 @@ TEST(MatrixUpdate, factors_step_as_their_product_does) {
       harness.ops().update_factors(harness.stream(), {0.05F, 0.2F}, {}, rank, basis.data(), factor.data(), scales,
                                    parameters.views);
       expect_updated(parameters, before, shape, o, scales);
+      parameters.expect_copies_are_the_rounded_matrices();
     }
   }
 }
@@ -203,7 +223,7 @@ TEST(MatrixUpdate, a_group_may_mix_a_shape_with_its_transpose) {
     const std::vector<float> factor = test::random_floats(2 * rank * shape.cols, 81);
     // What the two matrices become in one group, and each in a group of its own.
     const auto stepped = [&](bool together) {
-      Group wide(shape, 1, 82, 3), tall(flipped, 1, 83, 2);
+      Group wide(shape, 1, 82, 3), tall(flipped, 1, 83, 2, true);  // only one with a working copy
       std::vector<std::vector<float>> momentum = {test::random_floats(elements, 84), test::random_floats(elements, 85)};
       const std::vector<float*> buffers = pointers(momentum);
       std::vector<float> stack(static_cast<std::size_t>(2 * elements));
@@ -219,6 +239,7 @@ TEST(MatrixUpdate, a_group_may_mix_a_shape_with_its_transpose) {
         harness.ops().update_factors(harness.stream(), {0.05F, 0.2F}, {}, rank, basis.data() + at * shape.rows * rank,
                                      factor.data() + at * rank * shape.cols, part_scales, group);
       }
+      tall.expect_copies_are_the_rounded_matrices();
       std::vector<double> all = wide.matrices[0].values();
       for (const double value : tall.matrices[0].values()) all.push_back(value);
       for (const auto& buffer : momentum) all.insert(all.end(), buffer.begin(), buffer.end());
