@@ -42,9 +42,9 @@ static inline Vec load_vec(const bf16* from) {
 // As to_bf16 (backend/bf16.h) rounds.
 static inline void store_vec(bf16* to, Vec value) {
   const auto bits = std::bit_cast<UnsignedVec>(value);
-  const UnsignedVec rounded = (bits + 0x7FFFU + ((bits >> 16U) & 1U)) >> 16U;
-  const UnsignedVec quiet_nan = (bits >> 16U) | 0x40U;
-  const auto upper = __builtin_convertvector(value != value ? quiet_nan : rounded, ShortVec);
+  const UnsignedVec rounded = bits + 0x7FFFU + ((bits >> 16U) & 1U);
+  const UnsignedVec quiet_nan = bits | 0x400000U;
+  const auto upper = __builtin_convertvector((value != value ? quiet_nan : rounded) >> 16U, ShortVec);
   std::memcpy(to, &upper, sizeof upper);
 }
 static inline Vec broadcast(float value) { return value - Vec{}; }  // x - 0 is x for every x, x + 0 is not for -0
