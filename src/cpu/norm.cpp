@@ -20,14 +20,40 @@ struct Statistics {
   float mean, rstd;
 };
 
+struct Moments {
+  float sum, squares;
+};
+
+template <class T>
+Moments moments_of(const T* x, std::int64_t width) {
+  float sum = 0.0F, squares = 0.0F;
+#pragma omp simd reduction(+ : sum, squares)
+  for (std::int64_t c = 0; c < width; ++c) {
+    sum += load(x + c);
+    squares += load(x + c) * load(x + c);
+  }
+  return {sum, squares};
+}
+
+// x = a + b, rounded to T, and the moments of that.
+template <class T>
+Moments add_rows(const T* a, const T* b, std::int64_t width, T* x) {
+  float sum = 0.0F, squares = 0.0F;
+#pragma omp simd reduction(+ : sum, squares)
+  for (std::int64_t c = 0; c < width; ++c) {
+    store(x + c, load(a + c) + load(b + c));
+    const float rounded = load(x + c);
+    sum += rounded;
+    squares += rounded * rounded;
+  }
+  return {sum, squares};
+}
+
 // Chan, Golub and LeVeque's corrected two-pass variance on a row that the first pass has brought into the cache: the
 // sum of the deviations, zero but for rounding, mends both the mean and the sum of squares.
 template <class T>
-Statistics layernorm_statistics(const T* x, std::int64_t width, float eps) {
+Statistics layernorm_statistics(const T* x, float sum, std::int64_t width, float eps) {
   const auto n = static_cast<float>(width);
-  float sum = 0.0F;
-#pragma omp simd reduction(+ : sum)
-  for (std::int64_t c = 0; c < width; ++c) sum += load(x + c);
   const float rough = sum / n;
   float deviations = 0.0F, squares = 0.0F;
 #pragma omp simd reduction(+ : deviations, squares)
@@ -41,18 +67,8 @@ Statistics layernorm_statistics(const T* x, std::int64_t width, float eps) {
   return {rough + correction, 1.0F / std::sqrt(variance + eps)};
 }
 
-template <class T>
-Statistics rmsnorm_statistics(const T* x, std::int64_t width, float eps) {
-  float squares = 0.0F;
-#pragma omp simd reduction(+ : squares)
-  for (std::int64_t c = 0; c < width; ++c) squares += load(x + c) * load(x + c);
+Statistics rmsnorm_statistics(float squares, std::int64_t width, float eps) {
   return {0.0F, 1.0F / std::sqrt(squares / static_cast<float>(width) + eps)};
-}
-
-template <class T>
-void add_rows(const T* a, const T* b, std::int64_t width, T* sum) {
-#pragma omp simd
-  for (std::int64_t c = 0; c < width; ++c) store(sum + c, load(a + c) + load(b + c));
 }
 
 template <class T>
@@ -63,20 +79,34 @@ void normalise(const T* x, const Statistics& s, const float* weight, const float
   }
 }
 
-// With xhat = (x - mean) * rstd and g = dy * weight: dx += rstd * (g - mean(g) - xhat * mean(g * xhat)); RMSNorm has no
-// mean(g).
-template <class T>
-void add_input_gradient(const T* dy, const T* x, const Statistics& s, const float* weight, bool centred,
-                        std::int64_t width, T* dx) {
+// Sums over a row of g and of g * xhat, with xhat = (x - mean) * rstd and g = dy * weight.
+struct GradientSums {
+  float g, g_xhat;
+};
+
+// The same row's dy * xhat and dy are added to weight_sums and bias_sums, where they are wanted.
+template <bool weight_wanted, bool bias_wanted, class T>
+GradientSums sum_gradients(const T* dy, const T* x, const Statistics& s, const float* weight, std::int64_t width,
+                           float* weight_sums, float* bias_sums) {
   float sum = 0.0F, product = 0.0F;
 #pragma omp simd reduction(+ : sum, product)
   for (std::int64_t c = 0; c < width; ++c) {
+    const float xhat = (load(x + c) - s.mean) * s.rstd;
+    if constexpr (weight_wanted) weight_sums[c] += load(dy + c) * xhat;
+    if constexpr (bias_wanted) bias_sums[c] += load(dy + c);
     const float g = load(dy + c) * weight[c];
     sum += g;
-    product += g * ((load(x + c) - s.mean) * s.rstd);
+    product += g * xhat;
   }
-  const float mean_g = centred ? sum / static_cast<float>(width) : 0.0F;
-  const float mean_product = product / static_cast<float>(width);
+  return {sum, product};
+}
+
+// dx += rstd * (g - mean(g) - xhat * mean(g * xhat)); RMSNorm has no mean(g).
+template <class T>
+void add_input_gradient(const T* dy, const T* x, const Statistics& s, const float* weight, const GradientSums& sums,
+                        bool centred, std::int64_t width, T* dx) {
+  const float mean_g = centred ? sums.g / static_cast<float>(width) : 0.0F;
+  const float mean_product = sums.g_xhat / static_cast<float>(width);
 #pragma omp simd
   for (std::int64_t c = 0; c < width; ++c) {
     const float g = load(dy + c) * weight[c];
@@ -85,16 +115,9 @@ void add_input_gradient(const T* dy, const T* x, const Statistics& s, const floa
   }
 }
 
-template <class T>
-void add_weight_gradient(const T* dy, const T* x, const Statistics& s, std::int64_t width, float* sum) {
+void add_row(const float* from, std::int64_t width, float* sum) {
 #pragma omp simd
-  for (std::int64_t c = 0; c < width; ++c) sum[c] += load(dy + c) * ((load(x + c) - s.mean) * s.rstd);
-}
-
-template <class T>
-void add_bias_gradient(const T* dy, std::int64_t width, float* sum) {
-#pragma omp simd
-  for (std::int64_t c = 0; c < width; ++c) sum[c] += load(dy + c);
+  for (std::int64_t c = 0; c < width; ++c) sum[c] += from[c];
 }
 
 class CpuNorm final : public NormOps {
@@ -116,14 +139,16 @@ class CpuNorm final : public NormOps {
       for (std::int64_t n = 0; n < normed.rows; ++n) {
         const T* x = row_of(in, residual_in, n);
         T* const sum = row_of(kept, residual_out, n);
+        Moments moments;
         if (added != nullptr) {
-          add_rows(x, row_of(added, delta, n), width, sum);
+          moments = add_rows(x, row_of(added, delta, n), width, sum);
           x = sum;
-        } else if (sum != nullptr && sum != x) {
-          std::copy_n(x, width, sum);
+        } else {
+          moments = moments_of(x, width);
+          if (sum != nullptr && sum != x) std::copy_n(x, width, sum);
         }
-        const Statistics s =
-            kind == NormKind::layernorm ? layernorm_statistics(x, width, eps) : rmsnorm_statistics(x, width, eps);
+        const Statistics s = kind == NormKind::layernorm ? layernorm_statistics(x, moments.sum, width, eps)
+                                                         : rmsnorm_statistics(moments.squares, width, eps);
         normalise(x, s, scale, shift, width, row_of(out, normed, n));
         if (means != nullptr) means[n * mean.stride] = s.mean;
         rstds[n * rstd.stride] = s.rstd;
@@ -146,19 +171,23 @@ class CpuNorm final : public NormOps {
       float *const d_weight = elements<float>(weight_grad), *const d_bias = elements<float>(bias_grad);
       float* const weight_sums = room(weight_sums_, weight_grad, blocks * width);
       float* const bias_sums = room(bias_sums_, bias_grad, blocks * width);
+      const auto sum_row = weight_grad ? bias_grad ? sum_gradients<true, true, T> : sum_gradients<true, false, T>
+                           : bias_grad ? sum_gradients<false, true, T>
+                                       : sum_gradients<false, false, T>;
 
 #pragma omp parallel if (d_normed.elements() >= kParallelElements)
       {
 #pragma omp for schedule(static)
         for (std::int64_t block = 0; block < blocks; ++block) {
-          if (weight_grad) std::fill_n(weight_sums + block * width, width, 0.0F);
-          if (bias_grad) std::fill_n(bias_sums + block * width, width, 0.0F);
+          float* const weight_block = weight_grad ? weight_sums + block * width : nullptr;
+          float* const bias_block = bias_grad ? bias_sums + block * width : nullptr;
+          if (weight_grad) std::fill_n(weight_block, width, 0.0F);
+          if (bias_grad) std::fill_n(bias_block, width, 0.0F);
           for (std::int64_t n = block * kBlockRows; n < std::min(rows, (block + 1) * kBlockRows); ++n) {
             const Statistics s{centred ? means[n * mean.stride] : 0.0F, rstds[n * rstd.stride]};
             const T *const dy_row = row_of(dy, d_normed, n), *const x_row = row_of(x, residual, n);
-            if (weight_grad) add_weight_gradient(dy_row, x_row, s, width, weight_sums + block * width);
-            if (bias_grad) add_bias_gradient(dy_row, width, bias_sums + block * width);
-            add_input_gradient(dy_row, x_row, s, scale, centred, width, row_of(dx, d_residual, n));
+            const GradientSums sums = sum_row(dy_row, x_row, s, scale, width, weight_block, bias_block);
+            add_input_gradient(dy_row, x_row, s, scale, sums, centred, width, row_of(dx, d_residual, n));
           }
         }
 #pragma omp for schedule(static)
@@ -181,9 +210,9 @@ class CpuNorm final : public NormOps {
     const std::int64_t count = std::min(kStrip, width - first);
     std::array<float, kStrip> total{};
     for (std::int64_t block = 0; block < blocks; ++block) {
-      add_bias_gradient(sums + block * width + first, count, total.data());
+      add_row(sums + block * width + first, count, total.data());
     }
-    add_bias_gradient(total.data(), count, gradient + first);
+    add_row(total.data(), count, gradient + first);
   }
 
   // One partial sum a block of rows. Kept between calls, which come one at a time.
