@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "cpu/blas.h"
+#include "cpu/gemm_blocks.h"
 #include "cpu/gemm_cut.h"
 
 namespace polaron::cpu {
@@ -59,21 +60,21 @@ void run_blas(const GemmArgs& args, const GemmEpilogue* epilogue, const GemmPart
 
 }  // namespace
 
-// Costs in cycles per step of the depth as measured with AVX-512: tiles, and packing B and (transposed) A for them,
-// which threads with the same columns or rows repeat.
-GemmCut choose_cut(const GemmArgs& args, int threads) {
+// The costs of register tiles are as measured with AVX-512.
+GemmCut choose_cut(const GemmShape& shape, int threads, const CutCosts& costs) {
   GemmCut cut;
-  cut.panel_unit = args.halves ? 2 : 1;
-  cut.panels = cut.panel_unit * ceil_div(args.n / cut.panel_unit, kTileCols);
+  cut.panel_unit = shape.halves ? 2 : 1;
+  cut.panels = cut.panel_unit * ceil_div(shape.n / cut.panel_unit, costs.cols);
+  cut.row_unit = costs.row_unit;
   const int64_t units = cut.panels / cut.panel_unit;
   double best = 0;
   for (int64_t down = 1; down <= threads; ++down) {
-    if (down > 1 && args.m < down * kTileRows) break;
+    if (down > 1 && shape.m < down * costs.rows) break;
     const int64_t across = std::min<int64_t>(threads / down, units);
-    const auto tile_rows = static_cast<double>(ceil_div(ceil_div(args.m, down), kTileRows));
+    const auto tile_rows = static_cast<double>(ceil_div(ceil_div(shape.m, down), costs.rows));
     const auto panels = static_cast<double>(ceil_div(units, across) * cut.panel_unit);
-    const double cost = tile_rows * panels * kTileRows + panels * (args.b_transposed ? 10.0 : 5.0) +
-                        (args.a_transposed ? tile_rows * 4.0 : 0.0);
+    const double cost = tile_rows * panels * costs.tile + panels * (shape.b_transposed ? costs.turn_b : costs.copy_b) +
+                        tile_rows * (shape.a_transposed ? costs.turn_a : costs.copy_a);
     if (down == 1 || cost < best) {
       best = cost;
       cut.down = down;
@@ -83,12 +84,12 @@ GemmCut choose_cut(const GemmArgs& args, int threads) {
   return cut;
 }
 
-GemmPart part_at(const GemmArgs& args, const GemmCut& cut, int64_t index) {
+GemmPart part_at(const GemmShape& shape, const GemmCut& cut, int64_t index) {
   const int64_t down = index / cut.across, across = index % cut.across;
-  const int64_t units = cut.panels / cut.panel_unit;
-  const int64_t row = args.m * down / cut.down, panel = units * across / cut.across * cut.panel_unit;
-  return {row, args.m * (down + 1) / cut.down - row, panel, units * (across + 1) / cut.across * cut.panel_unit - panel,
-          across == 0};
+  const int64_t units = cut.panels / cut.panel_unit, row_units = ceil_div(shape.m, cut.row_unit);
+  const auto row_at = [&](int64_t part) { return std::min(shape.m, row_units * part / cut.down * cut.row_unit); };
+  const int64_t row = row_at(down), panel = units * across / cut.across * cut.panel_unit;
+  return {row, row_at(down + 1) - row, panel, units * (across + 1) / cut.across * cut.panel_unit - panel, across == 0};
 }
 
 GemmEngine default_gemm_engine() {
@@ -99,36 +100,57 @@ GemmEngine default_gemm_engine() {
 #endif
 }
 
-void Gemm::operator()(const GemmArgs& args, const GemmEpilogue* epilogue) {
-  if (args.m == 0 || args.n == 0) return;
-  if (args.a_transposed && (args.c == nullptr || args.halves)) {
+namespace {
+
+void check(const GemmShape& shape, bool stored) {
+  if (shape.a_transposed && (!stored || shape.halves)) {
     throw std::logic_error("a product with a transposed A is stored, and not in halves");
   }
-  const int threads = omp_get_max_threads();
-  const GemmCut cut = choose_cut(args, threads);
-  std::optional<RowGemm> in_place;
-  std::optional<StripGemm> in_strips;
-  const TileGemm* tiles = nullptr;
-  if (engine_ == GemmEngine::tiles) {
-    tiles = args.a_transposed ? static_cast<const TileGemm*>(&in_strips.emplace(args, cut, epilogue))
-                              : &in_place.emplace(args, cut, epilogue);
-  }
-  scratch_.reserve(threads,
-                   tiles != nullptr ? tiles->scratch_floats() : static_cast<std::size_t>(kBlasRows * kBlasCols));
+}
+
+// Calls run(part, scratch) for every part of the cut, on all threads.
+template <class Run>
+void for_parts(const GemmShape& shape, const GemmCut& cut, ThreadScratch& scratch, Run&& run) {
   // Always the whole team: a smaller one would make the OpenMP runtime end and start threads.
 #pragma omp parallel
   {
-    float* const scratch = scratch_.for_thread(omp_get_thread_num());
+    float* const own = scratch.for_thread(omp_get_thread_num());
     for (int64_t i = omp_get_thread_num(); i < cut.down * cut.across; i += omp_get_num_threads()) {
-      const GemmPart part = part_at(args, cut, i);
-      if (part.rows == 0 || part.panels == 0) continue;
-      if (tiles != nullptr) {
-        tiles->run(part, scratch);
-      } else {
-        run_blas(args, epilogue, part, scratch);
-      }
+      const GemmPart part = part_at(shape, cut, i);
+      if (part.rows > 0 && part.panels > 0) run(part, own);
     }
   }
+}
+
+}  // namespace
+
+void Gemm::operator()(const GemmArgs& args, const GemmEpilogue* epilogue) {
+  if (args.m == 0 || args.n == 0) return;
+  check(args, args.c != nullptr);
+  const int threads = omp_get_max_threads();
+  const GemmCut cut = choose_cut(args, threads);
+  if (engine_ == GemmEngine::blas) {
+    scratch_.reserve(threads, static_cast<std::size_t>(kBlasRows * kBlasCols));
+    return for_parts(args, cut, scratch_,
+                     [&](const GemmPart& part, float* scratch) { run_blas(args, epilogue, part, scratch); });
+  }
+  std::optional<RowGemm> in_place;
+  std::optional<StripGemm> in_strips;
+  const TileGemm& tiles = args.a_transposed ? static_cast<const TileGemm&>(in_strips.emplace(args, cut, epilogue))
+                                            : in_place.emplace(args, cut, epilogue);
+  scratch_.reserve(threads, tiles.scratch_floats());
+  for_parts(args, cut, scratch_, [&](const GemmPart& part, float* scratch) { tiles.run(part, scratch); });
+}
+
+void Gemm::operator()(const Bf16GemmArgs& args, const GemmEpilogue* epilogue) {
+  if (args.m == 0 || args.n == 0) return;
+  if (args.c != nullptr && args.c_bf16 != nullptr) throw std::logic_error("a product is stored in one type");
+  check(args, args.c != nullptr || args.c_bf16 != nullptr);
+  const int threads = omp_get_max_threads();
+  const GemmCut cut = choose_cut(args, threads, block_cut_costs(unit_));
+  const BlockGemm blocks(args, cut, epilogue, unit_, caches_);
+  scratch_.reserve(threads, blocks.scratch_floats());
+  for_parts(args, cut, scratch_, [&](const GemmPart& part, float* scratch) { blocks.run(part, scratch); });
 }
 
 }  // namespace polaron::cpu

@@ -11,25 +11,36 @@ namespace polaron::cpu {
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// `down` x `across` parts, one a thread; columns are counted in panels of kTileCols. With halves even panels lie in the
-// first half of C, odd ones in the second, and two neighbours stay together.
+// `down` x `across` parts, one a thread; columns are counted in panels. With halves even panels lie in the first half
+// of C, odd ones in the second, and two neighbours stay together.
 struct GemmCut {
   std::int64_t down = 1, across = 1;
   std::int64_t panels = 0;
   std::int64_t panel_unit = 1;
+  std::int64_t row_unit = 1;  // parts begin at multiples of it
 };
 
+// What a kernel computes at a time, and its time in cycles per step of the depth for that and for packing the operands
+// of it, which threads with the same columns or rows repeat.
+struct CutCosts {
+  std::int64_t rows, cols;
+  std::int64_t row_unit;
+  double tile;
+  double copy_a, turn_a, copy_b, turn_b;  // turn: from a transposed operand
+};
+inline constexpr CutCosts kRegisterTileCosts{kTileRows, kTileCols, 1, kTileRows, 0.0, 4.0, 5.0, 10.0};
+
 // The cut with the least work for the busiest thread.
-GemmCut choose_cut(const GemmArgs& args, int threads);
+GemmCut choose_cut(const GemmShape& shape, int threads, const CutCosts& costs = kRegisterTileCosts);
 
 // First column and number of columns of panel p.
 struct GemmPanel {
   std::int64_t col, cols;
 };
-inline GemmPanel panel_at(const GemmArgs& args, std::int64_t p) {
-  if (!args.halves) return {p * kTileCols, std::min<std::int64_t>(kTileCols, args.n - p * kTileCols)};
-  const std::int64_t half = args.n / 2, col = p / 2 * kTileCols;
-  return {(p % 2) * half + col, std::min<std::int64_t>(kTileCols, half - col)};
+inline GemmPanel panel_at(const GemmShape& shape, std::int64_t p, std::int64_t width = kTileCols) {
+  if (!shape.halves) return {p * width, std::min(width, shape.n - p * width)};
+  const std::int64_t half = shape.n / 2, col = p / 2 * width;
+  return {(p % 2) * half + col, std::min(width, half - col)};
 }
 
 // Rows and panels of one part.
@@ -37,7 +48,7 @@ struct GemmPart {
   std::int64_t row, rows, panel, panels;
   bool first_columns;
 };
-GemmPart part_at(const GemmArgs& args, const GemmCut& cut, std::int64_t index);
+GemmPart part_at(const GemmShape& shape, const GemmCut& cut, std::int64_t index);
 
 // Our own engine (gemm_tiles.cpp). A product is computed part by part; several threads may do so at the same time, each
 // with its own scratch of scratch_floats().

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 
 namespace polaron::cpu {
@@ -31,6 +32,28 @@ int processor_quota(const HostPaths& paths = {});
 
 // Cores in this process's affinity mask; the hardware threads of one core count once.
 int cores_in_affinity_mask();
+
+// Whether the CPU backend computes products of bf16 on the processor's matrix unit, and if not, why: a clause that
+// reads on from "bf16 is slow here: ". Without it such products are computed in fp32, at fp32's speed.
+struct MatrixUnit {
+  bool available = false;
+  std::string reason;  // empty when available
+};
+
+// Intel's AMX with bf16. Asks once in a process, and with it the kernel for permission to use the tile registers; holds
+// for all threads.
+const MatrixUnit& amx_bf16();
+
+// What the processor and the kernel say (tests make answers up).
+struct AmxAnswers {
+  bool x86_64 = false;
+  std::uint32_t leaf1_ecx = 0;      // CPUID 1
+  std::uint32_t leaf7_edx = 0;      // CPUID 7.0; 0 where the processor has no such leaf
+  std::uint32_t palette[3] = {};    // CPUID 1D.1, eax to ecx: the sizes of tiles
+  std::uint64_t xcr0 = 0;           // XGETBV(0): what the kernel saves; asked only where leaf1_ecx allows it
+  std::function<int()> permission;  // asks the kernel for tile data: 0, or errno
+};
+MatrixUnit amx_bf16(const AmxAnswers& answers);
 
 // At least 1: the cores in the affinity mask, not above the quota.
 int usable_cores();

@@ -1,0 +1,94 @@
+// How blocks of bf16 matrices are multiplied: the part of a bf16 product that depends on the processor. Operands are
+// packed block by block into whatever order a unit reads them in; everything around that (cuts, passes, edges,
+// epilogues, rounding) is the same for all units and stands in gemm_blocks.h.
+#pragma once
+
+#include <cstdint>
+
+#include "backend/bf16.h"
+
+namespace polaron::cpu {
+
+// Rows and columns of a block of C, and steps of the depth that are packed together.
+inline constexpr std::int64_t kBlock = 32;
+
+// A block of A' [count, depth] or of B' [depth, count], count <= kBlock: where its elements lie.
+struct BlockSource {
+  const bf16* from = nullptr;
+  std::int64_t stride = 0;
+  std::int64_t count = 0;
+  std::int64_t depth = 0;
+  // true: (i, p) is from[i * stride + p]  (A, or a transposed B); false: from[p * stride + i]  (B, or a transposed A).
+  bool depth_runs_along_rows = true;
+
+  std::int64_t steps() const { return (depth + kBlock - 1) / kBlock; }
+};
+
+class BlockUnit {
+ public:
+  virtual ~BlockUnit() = default;
+  virtual const char* name() const = 0;
+  // Bytes of a packed element: a packed block takes kBlock * kBlock of them a step.
+  virtual std::int64_t packed_bytes() const = 0;
+
+  // On each thread around its calls of multiply(): makes the unit ready, and gives it up again.
+  virtual void begin() const = 0;
+  virtual void end() const = 0;
+
+  // `to`: on a cache line boundary. Rows, columns and steps that are missing up to kBlock become zero.
+  virtual void pack_a(const BlockSource& block, void* to) const = 0;
+  virtual void pack_b(const BlockSource& block, void* to) const = 0;
+
+  // C [kBlock, kBlock] (+)= A' B' over `steps` * kBlock of the depth, from packed blocks. fp32, stride in floats.
+  virtual void multiply(std::int64_t steps, const void* a, const void* b, float* c, std::int64_t ldc,
+                        bool accumulate) const = 0;
+
+  // Cycles per step for a block's product, and for packing a block from rows that run along the depth, or across it.
+  struct Costs {
+    double product, pack_a_along, pack_a_across, pack_b_along, pack_b_across;
+  };
+  virtual Costs costs() const = 0;
+};
+
+// Makes a unit ready on the calling thread for its lifetime.
+class UnitScope {
+ public:
+  explicit UnitScope(const BlockUnit& unit) : unit_(unit) { unit_.begin(); }
+  UnitScope(const UnitScope&) = delete;
+  UnitScope& operator=(const UnitScope&) = delete;
+  ~UnitScope() { unit_.end(); }
+
+ private:
+  const BlockUnit& unit_;
+};
+
+// Every processor: unpacks bf16 to fp32 while packing and multiplies with fused multiply-adds in fp32 registers, at
+// about the speed of fp32.
+const BlockUnit& converting_unit();
+
+// Tiles of the processor's matrix unit (AMX); null where amx_bf16() (host.h) says that there is none.
+const BlockUnit* amx_unit();
+
+// The fastest one that this machine has.
+const BlockUnit& default_block_unit();
+
+// What blocks are chosen for, bytes of one core.
+struct CacheSizes {
+  std::int64_t first_level = 0;  // data
+  std::int64_t second_level = 0;
+  static CacheSizes of_this_machine();
+};
+
+// C [rows, cols] (+)= A B on the calling thread, between begin() and end() of the unit, for products that are too small
+// to be cut. A bf16 [rows, depth] row-major; B packed by pack_panels(), C fp32. `scratch`: block_scratch_bytes(),
+// on a cache line boundary.
+void multiply_block(const BlockUnit& unit, std::int64_t rows, std::int64_t cols, std::int64_t depth, const bf16* a,
+                    std::int64_t lda, const void* packed_b, float* c, std::int64_t ldc, bool accumulate, void* scratch);
+std::int64_t block_scratch_bytes(const BlockUnit& unit, std::int64_t depth);
+
+// B' [depth, cols] as multiply_block() reads it: ceil(cols / kBlock) panels. b_transposed: b is [cols, depth].
+void pack_panels(const BlockUnit& unit, const bf16* b, std::int64_t ldb, bool b_transposed, std::int64_t cols,
+                 std::int64_t depth, void* to);
+std::int64_t packed_panels_bytes(const BlockUnit& unit, std::int64_t cols, std::int64_t depth);
+
+}  // namespace polaron::cpu
