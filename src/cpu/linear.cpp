@@ -6,6 +6,7 @@
 #include "cpu/blas.h"
 #include "cpu/families.h"
 #include "cpu/gemm_tile.h"
+#include "cpu/linear_bf16.h"
 
 namespace polaron::cpu {
 namespace {
@@ -88,90 +89,150 @@ class DerivativeEpilogue final : public GemmEpilogue {
   int64_t half_;
 };
 
+// The operands and the result of a product, of either type.
+void set_operands(GemmArgs& args, const Tensor& a, const Tensor& b) {
+  args.a = a.f32();
+  args.b = b.f32();
+}
+void set_operands(Bf16GemmArgs& args, const Tensor& a, const Tensor& b) {
+  args.a = a.bf16();
+  args.b = b.bf16();
+}
+void set_result(GemmArgs& args, const Tensor& c) {
+  args.c = c.f32();
+  args.ldc = c.stride;
+}
+void set_result(Bf16GemmArgs& args, const Tensor& c) {
+  if (c.dtype == DType::f32) {
+    args.c = c.f32();
+  } else {
+    args.c_bf16 = c.bf16();
+  }
+  args.ldc = c.stride;
+}
+
+// x weight^T.
+template <class Args>
+Args outputs(const Tensor& x, const Tensor& weight, const Tensor& out) {
+  Args args;
+  args.m = out.rows;
+  args.n = out.cols;
+  args.k = x.cols;
+  args.lda = x.stride;
+  args.ldb = weight.stride;
+  args.b_transposed = true;
+  set_operands(args, x, weight);
+  set_result(args, out);
+  return args;
+}
+
+// d_out weight, [N, in], not stored.
+template <class Args>
+Args input_gradient(const Tensor& d_out, const Tensor& weight) {
+  Args args;
+  args.m = d_out.rows;
+  args.n = weight.cols;
+  args.k = weight.rows;
+  args.lda = d_out.stride;
+  args.ldb = weight.stride;
+  set_operands(args, d_out, weight);
+  return args;
+}
+
+// d_out^T x, and the sums of d_out.
+template <class Args>
+Args weight_gradient(const Tensor& d_out, const Tensor& x, const Tensor& weight_grad, const Tensor& bias_grad,
+                     bool accumulate) {
+  Args args;
+  args.m = d_out.cols;
+  args.n = x.cols;
+  args.k = d_out.rows;
+  args.lda = d_out.stride;
+  args.a_transposed = true;
+  args.ldb = x.stride;
+  args.accumulate = accumulate;
+  args.a_sums = bias_grad ? bias_grad.f32() : nullptr;
+  set_operands(args, d_out, x);
+  args.c = weight_grad.f32();
+  args.ldc = weight_grad.stride;
+  return args;
+}
+
+bool is_bf16(const Tensor& tensor) { return tensor.dtype == DType::bf16; }
+
 class CpuLinearOps final : public LinearOps {
  public:
-  explicit CpuLinearOps(GemmEngine engine) : gemm_(engine) {}
+  CpuLinearOps(GemmEngine engine, const BlockUnit& unit) : gemm_(engine, unit) {}
 
   void forward(Stream&, const Tensor& x, const Tensor& weight, const Tensor& bias, Activation activation,
                const Tensor& out, const Tensor& activated) override {
-    GemmArgs args;
-    args.m = out.rows;
-    args.n = out.cols;
-    args.k = x.cols;
-    args.a = x.f32();
-    args.lda = x.stride;
-    args.b = weight.f32();
-    args.ldb = weight.stride;
-    args.b_transposed = true;
-    args.c = out.f32();
-    args.ldc = out.stride;
-    args.halves = activation == Activation::swiglu;
     const bool activates = activation != Activation::none;
+    const float* const added = bias ? bias.f32() : nullptr;
+    if (is_bf16(x)) {
+      Bf16GemmArgs args = outputs<Bf16GemmArgs>(x, weight, out);
+      if (args.c != nullptr) throw std::logic_error("linear forward: the output of bf16 operands is bf16");
+      args.halves = activation == Activation::swiglu;
+      if (!bias && !activates) return gemm_(args);
+      const Bf16ForwardEpilogue epilogue(added, out.cols / 2, activation, activates ? activated.bf16() : nullptr,
+                                         activated.stride);
+      return gemm_(args, &epilogue);
+    }
+    GemmArgs args = outputs<GemmArgs>(x, weight, out);
+    args.halves = activation == Activation::swiglu;
     if (!bias && !activates) return gemm_(args);
-    const ForwardEpilogue epilogue(bias ? bias.f32() : nullptr, out.cols / 2, activation,
-                                   activates ? activated.f32() : nullptr, activated.stride);
+    const ForwardEpilogue epilogue(added, out.cols / 2, activation, activates ? activated.f32() : nullptr,
+                                   activated.stride);
     gemm_(args, &epilogue);
   }
 
   void backward_input(Stream&, const Tensor& d_out, const Tensor& weight, const Tensor& d_x, bool accumulate) override {
-    GemmArgs args = input_gradient(d_out, weight);
-    args.c = d_x.f32();
-    args.ldc = d_x.stride;
-    args.accumulate = accumulate;
-    gemm_(args);
+    const auto multiply = [&](auto args) {
+      set_result(args, d_x);
+      args.accumulate = accumulate;
+      gemm_(args);
+    };
+    if (is_bf16(d_out)) return multiply(input_gradient<Bf16GemmArgs>(d_out, weight));
+    multiply(input_gradient<GemmArgs>(d_out, weight));
   }
 
   void backward_input_activation(Stream& stream, const Tensor& d_out, const Tensor& weight, Activation activation,
                                  const Tensor& pre, const Tensor& d_pre, const Tensor&) override {
     if (activation == Activation::none) return backward_input(stream, d_out, weight, d_pre, false);
-    const DerivativeEpilogue epilogue(activation, pre.f32(), pre.stride, d_pre.f32(), d_pre.stride,
-                                      activation == Activation::swiglu ? weight.cols : 0);
-    gemm_(input_gradient(d_out, weight), &epilogue);
+    const int64_t half = activation == Activation::swiglu ? weight.cols : 0;
+    if (is_bf16(d_out)) {
+      const Bf16DerivativeEpilogue epilogue(activation, pre.bf16(), pre.stride, d_pre.bf16(), d_pre.stride, half);
+      return gemm_(input_gradient<Bf16GemmArgs>(d_out, weight), &epilogue);
+    }
+    const DerivativeEpilogue epilogue(activation, pre.f32(), pre.stride, d_pre.f32(), d_pre.stride, half);
+    gemm_(input_gradient<GemmArgs>(d_out, weight), &epilogue);
   }
 
   void backward_weight(Stream&, const Tensor& d_out, const Tensor& x, const Tensor& weight_grad,
                        const Tensor& bias_grad, bool accumulate) override {
-    GemmArgs args;
-    args.m = d_out.cols;
-    args.n = x.cols;
-    args.k = d_out.rows;
-    args.a = d_out.f32();
-    args.lda = d_out.stride;
-    args.a_transposed = true;
-    args.b = x.f32();
-    args.ldb = x.stride;
-    args.c = weight_grad.f32();
-    args.ldc = weight_grad.stride;
-    args.accumulate = accumulate;
-    args.a_sums = bias_grad ? bias_grad.f32() : nullptr;
-    gemm_(args);
+    if (is_bf16(d_out)) return gemm_(weight_gradient<Bf16GemmArgs>(d_out, x, weight_grad, bias_grad, accumulate));
+    gemm_(weight_gradient<GemmArgs>(d_out, x, weight_grad, bias_grad, accumulate));
   }
 
   void activate(Stream&, Activation activation, const Tensor& pre, const Tensor& activated) override {
-    const float* from = pre.f32();
-    float* to = activated.f32();
     const int64_t cols = activated.cols, half = activation == Activation::swiglu ? cols : 0;
     if (activation == Activation::none) throw std::logic_error("activate: there is no activation");
+    const auto rows = [&](const auto* from, auto* to) {
 #pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < activated.rows; ++r) {
-      const float* row = from + r * pre.stride;
-      activate_block(activation, {1, cols, row, half > 0 ? row + half : nullptr, pre.stride}, to + r * activated.stride,
-                     activated.stride);
-    }
+      for (int64_t r = 0; r < activated.rows; ++r) {
+        const auto* row = from + r * pre.stride;
+        activate_row(activation, cols, row, half > 0 ? row + half : nullptr, to + r * activated.stride);
+      }
+    };
+    if (is_bf16(pre)) return rows(pre.bf16(), activated.bf16());
+    rows(pre.f32(), activated.f32());
   }
 
  private:
-  // d_out weight, [N, in], not stored.
-  static GemmArgs input_gradient(const Tensor& d_out, const Tensor& weight) {
-    GemmArgs args;
-    args.m = d_out.rows;
-    args.n = weight.cols;
-    args.k = weight.rows;
-    args.a = d_out.f32();
-    args.lda = d_out.stride;
-    args.b = weight.f32();
-    args.ldb = weight.stride;
-    return args;
+  static void activate_row(Activation activation, int64_t cols, const float* pre, const float* up, float* to) {
+    activate_block(activation, {1, cols, pre, up, cols}, to, cols);
+  }
+  static void activate_row(Activation activation, int64_t cols, const bf16* pre, const bf16* up, bf16* to) {
+    activate_bf16_row(activation, cols, pre, up, to);
   }
 
   Gemm gemm_;
@@ -179,7 +240,9 @@ class CpuLinearOps final : public LinearOps {
 
 }  // namespace
 
-std::unique_ptr<LinearOps> make_linear_ops(GemmEngine engine) { return std::make_unique<CpuLinearOps>(engine); }
+std::unique_ptr<LinearOps> make_linear_ops(GemmEngine engine, const BlockUnit& unit) {
+  return std::make_unique<CpuLinearOps>(engine, unit);
+}
 
 std::unique_ptr<LinearOps> make_linear_ops() {
   select_blas_kernels();

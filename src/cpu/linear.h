@@ -8,6 +8,7 @@
 
 namespace polaron::cpu {
 
-std::unique_ptr<LinearOps> make_linear_ops(GemmEngine engine);
+// unit: for bf16.
+std::unique_ptr<LinearOps> make_linear_ops(GemmEngine engine, const BlockUnit& unit = default_block_unit());
 
 }  // namespace polaron::cpu
