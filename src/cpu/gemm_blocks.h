@@ -21,15 +21,6 @@
 
 namespace polaron::cpu {
 
-struct BlockSizes {
-  std::int64_t steps = 1;         // of the depth in a pass, kBlock each
-  std::int64_t passes = 1;        // in all
-  std::int64_t round_passes = 1;  // in a round
-  std::int64_t strip_blocks = 1;  // of rows in a strip
-};
-// A function of the depth, the caches and the unit alone, so that sums run in one order however a product is cut.
-BlockSizes choose_block_sizes(std::int64_t depth, const BlockUnit& unit, const CacheSizes& caches);
-
 CutCosts block_cut_costs(const BlockUnit& unit);
 
 class BlockGemm {

@@ -79,6 +79,16 @@ struct CacheSizes {
   static CacheSizes of_this_machine();
 };
 
+// How a product is cut into blocks (gemm_blocks.h).
+struct BlockSizes {
+  std::int64_t steps = 1;         // of the depth in a pass, kBlock each
+  std::int64_t passes = 1;        // in all
+  std::int64_t round_passes = 1;  // in a round
+  std::int64_t strip_blocks = 1;  // of rows in a strip
+};
+// A function of the depth, the caches and the unit alone, so that sums run in one order however a product is cut.
+BlockSizes choose_block_sizes(std::int64_t depth, const BlockUnit& unit, const CacheSizes& caches);
+
 // C [rows, cols] (+)= A B on the calling thread, between begin() and end() of the unit, for products that are too small
 // to be cut. A bf16 [rows, depth] row-major; B packed by pack_panels(), C fp32. `scratch`: block_scratch_bytes(),
 // on a cache line boundary.
