@@ -4,8 +4,10 @@
 #include <sched.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <string>
 
 namespace polaron::cpu {
@@ -122,6 +124,68 @@ TEST(Affinity, a_narrower_mask_means_fewer_cores) {
   EXPECT_EQ(cores_in_affinity_mask(), 1);
   EXPECT_EQ(usable_cores(), 1);
   ASSERT_EQ(sched_setaffinity(0, sizeof before, &before), 0);
+}
+
+// A processor and a kernel that have all that is needed.
+AmxAnswers with_amx() {
+  AmxAnswers answers;
+  answers.x86_64 = true;
+  answers.leaf1_ecx = 1U << 27U;
+  answers.leaf7_edx = (1U << 22U) | (1U << 24U);
+  answers.palette[0] = 1024U << 16U | 8192U;
+  answers.palette[1] = 8U << 16U | 64U;
+  answers.palette[2] = 16U;
+  answers.xcr0 = 0x600e7;
+  answers.permission = [] { return 0; };
+  return answers;
+}
+
+TEST(Amx, is_available_when_processor_and_kernel_have_it) {
+  const MatrixUnit unit = amx_bf16(with_amx());
+  EXPECT_TRUE(unit.available);
+  EXPECT_EQ(unit.reason, "");
+}
+
+TEST(Amx, says_what_is_missing) {
+  const auto expect_refused = [](const auto& change, const std::string& reason) {
+    AmxAnswers answers = with_amx();
+    int asked = 0;
+    answers.permission = [&asked] { return ++asked, 0; };
+    change(answers);
+    const MatrixUnit unit = amx_bf16(answers);
+    EXPECT_FALSE(unit.available) << reason;
+    EXPECT_NE(unit.reason.find(reason), std::string::npos) << unit.reason;
+    EXPECT_EQ(asked, 0) << "the kernel is asked for what cannot be used";
+  };
+  expect_refused([](AmxAnswers& a) { a.x86_64 = false; }, "not built for x86-64");
+  expect_refused([](AmxAnswers& a) { a.leaf7_edx = 0; }, "no AMX tiles");
+  expect_refused([](AmxAnswers& a) { a.leaf7_edx = 1U << 22U; }, "no AMX tiles");
+  expect_refused([](AmxAnswers& a) { a.leaf7_edx = 1U << 24U; }, "does not multiply bf16");
+  expect_refused([](AmxAnswers& a) { a.palette[0] = 0; }, "smaller");
+  expect_refused([](AmxAnswers& a) { a.palette[1] = 8U << 16U | 32U; }, "smaller");
+  expect_refused([](AmxAnswers& a) { a.palette[1] = 4U << 16U | 64U; }, "smaller");
+  expect_refused([](AmxAnswers& a) { a.palette[2] = 8U; }, "smaller");
+  expect_refused([](AmxAnswers& a) { a.leaf1_ecx = 0; }, "operating system does not enable it");
+  expect_refused([](AmxAnswers& a) { a.xcr0 = 0xe7; }, "operating system does not enable it");
+  expect_refused([](AmxAnswers& a) { a.xcr0 = 0x200e7; }, "operating system does not enable it");
+}
+
+TEST(Amx, is_refused_with_the_kernels_reason_when_permission_is) {
+  AmxAnswers answers = with_amx();
+  answers.permission = [] { return EPERM; };
+  EXPECT_NE(amx_bf16(answers).reason.find("Operation not permitted"), std::string::npos);
+  answers.permission = nullptr;
+  EXPECT_FALSE(amx_bf16(answers).available);
+}
+
+TEST(Amx, of_this_machine_is_either_there_or_explained) {
+  const MatrixUnit& unit = amx_bf16();
+  EXPECT_EQ(unit.available, unit.reason.empty());
+  std::ifstream cpuinfo("/proc/cpuinfo");
+  const std::string text{std::istreambuf_iterator<char>(cpuinfo), {}};
+  if (text.find(" amx_bf16") == std::string::npos) {
+    EXPECT_FALSE(unit.available);
+  }
 }
 
 }  // namespace

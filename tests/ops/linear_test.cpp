@@ -203,11 +203,16 @@ TEST_P(LinearEngines, the_same_call_gives_the_same_bits) {
   EXPECT_TRUE(bias_grad.same_bits(bias_grad2));
 }
 
-TEST_P(LinearEngines, bf16_is_refused) {
+TEST_P(LinearEngines, operands_of_two_types_are_refused) {
   std::uint16_t memory[4] = {};
   const Tensor bf16(memory, DType::bf16, 2, 2);
   Matrix m(2, 2);
   EXPECT_THROW(ops_->forward(stream_, bf16, m.tensor(), {}, Activation::none, m.tensor(), {}), std::logic_error);
+  EXPECT_THROW(ops_->forward(stream_, m.tensor(), bf16, {}, Activation::none, m.tensor(), {}), std::logic_error);
+  EXPECT_THROW(ops_->forward(stream_, bf16, bf16, {}, Activation::none, m.tensor(), {}), std::logic_error);
+  EXPECT_THROW(ops_->backward_input(stream_, bf16, m.tensor(), m.tensor(), false), std::logic_error);
+  EXPECT_THROW(ops_->backward_weight(stream_, m.tensor(), bf16, m.tensor(), {}, false), std::logic_error);
+  EXPECT_THROW(ops_->backward_weight(stream_, bf16, bf16, bf16, {}, false), std::logic_error);
 }
 
 TEST_P(LinearEngines, nan_in_one_row_stays_in_that_row) {
