@@ -1,48 +1,18 @@
-#include "cpu/amx_tiles.h"
+#include "cpu/amx_registers.h"
+#include "cpu/gemm_unit.h"
 #include "cpu/host.h"
 
 namespace polaron::cpu {
 
-#if defined(__x86_64__)
-
-namespace {
-
-// Assembly and not the compiler's intrinsics: GCC's are macros that take the number of a tile as text, and do not say
-// that they read memory.
-struct AmxTiles {
-  static void configure(const TileConfig& config) { asm volatile("ldtilecfg %0" ::"m"(config)); }
-  static void release() { asm volatile("tilerelease" ::: "memory"); }
-  template <int T>
-  static void zero() {
-    asm volatile("tilezero %%tmm%c0" ::"i"(T));
-  }
-  template <int T>
-  static void load(const void* from, std::int64_t stride) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(T) : "memory");
-  }
-  template <int T>
-  static void store(void* to, std::int64_t stride) {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(T) : "memory");
-  }
-  template <int C, int A, int B>
-  static void dot_bf16() {
-    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
-  }
-};
-
-}  // namespace
-
 const BlockUnit* amx_unit() {
-  if (!amx_bf16().available) return nullptr;
-  static const TileUnit<AmxTiles> unit("AMX");
-  return &unit;
-}
-
-#else
-
-const BlockUnit* amx_unit() { return nullptr; }
-
+#if defined(__x86_64__)
+  if (amx_bf16().available) {
+    static const TileUnit<AmxTiles> unit("AMX");
+    return &unit;
+  }
 #endif
+  return nullptr;
+}
 
 const BlockUnit& default_block_unit() {
   const BlockUnit* const amx = amx_unit();
