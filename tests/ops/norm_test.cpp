@@ -152,6 +152,7 @@ TEST_P(Norm, forward_adds_delta_to_the_residual_first) {
   expect_close(residual, sum_of(x.values(), delta.values()), 1e-7, "residual_out");
   const Forward expected = forward_reference(c.kind, residual.values(), scales(), shifts(), c.rows);
   expect_close(normed, expected.normed, 1e-6, "normed", rounding());
+  expect_close(rstd, expected.rstd, 1e-6, "rstd");
 
   Matrix in_place = x, normed_again = activations();
   ops->forward(stream, c.kind, kEps, in_place.tensor(), delta.tensor(), scale(), shift(), in_place.tensor(),
