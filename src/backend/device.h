@@ -33,6 +33,7 @@ struct DeviceInfo {
   int threads = 1;                 // CPU threads in use (1 for a GPU)
   std::uint64_t memory_total = 0;  // bytes; 0 where unknown
   std::uint64_t memory_free = 0;
+  std::string slow_bf16;       // why products of bf16 have no hardware here; empty: they have
   double datasheet_flops = 0;  // dense peak at the training precision in FLOP/s; 0 where unknown, never a guess
 };
 

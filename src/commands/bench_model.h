@@ -55,11 +55,16 @@ struct BenchModel {
         stream(backend.device().make_stream()),
         communicator(make_single_process_communicator()),
         weights(backend.device(), bytes()),
-        gradients(backend.device(), bytes()) {
+        gradients(backend.device(), bytes()),
+        working(backend.device(), computed_in_bf16(config) ? bytes() / 2 : 0) {
     fill_random(backend.device(), *stream, weights.as<float>(), table.stored_elements(), 0.03F, 1);
     fill_random(backend.device(), *stream, gradients.as<float>(), table.stored_elements(), 0.001F, 2);
+    if (working.bytes() > 0) {
+      backend.elementwise().round(*stream, weights.as<float>(), working.as<bf16>(), table.stored_elements());
+    }
   }
-  FlatBuffers buffers() const { return {weights.as<float>(), gradients.as<float>(), nullptr}; }
+  FlatBuffers buffers() const { return {weights.as<float>(), gradients.as<float>(), working.as<bf16>()}; }
+  DType dtype() const { return computed_in_bf16(config) ? DType::bf16 : DType::f32; }
   std::size_t bytes() const { return static_cast<std::size_t>(table.stored_elements()) * sizeof(float); }
 
   Config config;
@@ -70,6 +75,7 @@ struct BenchModel {
   std::unique_ptr<Communicator> communicator;
   DeviceBuffer weights;
   DeviceBuffer gradients;
+  DeviceBuffer working;  // bf16 copy of the weights where the config asks for it
 };
 
 // The config of a benchmark, with a vocabulary of 256 where it takes its own from data that the benchmark does not

@@ -33,8 +33,7 @@ class Stepper {
       : bench_(bench),
         backend_(backend),
         shape_(activation_shape(bench.config)),
-        transformer_(bench.config.model, bench.table, shape_, backend, bench.weights.as<float>(),
-                     bench.gradients.as<float>()),
+        transformer_(bench.config.model, bench.table, shape_, backend, bench.buffers()),
         optimizer_(assign_optimizers(bench.config.optimizer, bench.config.model, bench.table), bench.table, backend,
                    *bench.communicator, Exchange::parameters, 1, bench.buffers()),
         uploader_(backend.device(), shape_.rows()),
@@ -103,7 +102,7 @@ double measure_memory_rate(Backend& backend) {
 
 Exit run_bench_step(const BenchCommand& command) {
   BenchModel bench(load_bench_config(command));
-  const double gemm_rate = measure_gemm_rate(bench.backend);
+  const double gemm_rate = measure_gemm_rate(bench.backend, bench.dtype());
   const double memory_rate = measure_memory_rate(bench.backend);
   double ms = 0;
   {
@@ -122,8 +121,8 @@ Exit run_bench_step(const BenchCommand& command) {
   const FlopsPerToken flops = flops_per_token(bench.config.model, bench.table, t.sequence_length);
   const double rate = flops.total() * tokens / (ms * 1e-3);
   Console console;
-  console.line(
-      fmt::format("{}   {} x {} tokens, micro-batch {}", bench.chosen.why, t.batch, t.sequence_length, t.micro_batch));
+  console.line(fmt::format("{}, {}   {} x {} tokens, micro-batch {}", bench.chosen.why, bench.config.precision, t.batch,
+                           t.sequence_length, t.micro_batch));
   console.line(fmt::format(
       "step {:.1f} ms (median of {}), {:.1f} tok/s, {} = {:.1f} % of the measured GEMM peak {}; copy {:.1f} GB/s", ms,
       command.repeats, tokens / (ms * 1e-3), format_flops(rate), 100 * rate / gemm_rate, format_flops(gemm_rate),
@@ -155,10 +154,15 @@ Exit run_bench_step(const BenchCommand& command) {
   table.rows.push_back({"in all", "", fmt::format("{:.1f}", all * 1e3), "", "", "", "", "",
                         fmt::format("{:.1f}", limits * 1e3), fmt::format("{:.0f}", 100 * limits / all)});
   console.table(table);
-  const nlohmann::json result = {{"config", bench.config.name},          {"batch", t.batch},
-                                 {"sequence_length", t.sequence_length}, {"ms", ms},
-                                 {"tokens_per_s", tokens / (ms * 1e-3)}, {"gemm_flops", gemm_rate},
-                                 {"copy_bytes_per_s", memory_rate},      {"ops", rows}};
+  const nlohmann::json result = {{"config", bench.config.name},
+                                 {"precision", bench.config.precision},
+                                 {"batch", t.batch},
+                                 {"sequence_length", t.sequence_length},
+                                 {"ms", ms},
+                                 {"tokens_per_s", tokens / (ms * 1e-3)},
+                                 {"gemm_flops", gemm_rate},
+                                 {"copy_bytes_per_s", memory_rate},
+                                 {"ops", rows}};
   write_results(command, result.dump(2) + "\n");
   return Exit::done;
 }

@@ -80,7 +80,8 @@ Exit run_plan(const PlanCommand& command) {
   sent.title = fmt::format("moved through each of {} processes a step, by parallel.exchange", command.processes);
   sent.headers = {"exchange", "gradients", "parameters", "factors", "sketches", "in all"};
   for (const Exchange exchange : {Exchange::parameters, Exchange::factors, Exchange::sketch}) {
-    const TrafficPlan traffic = plan_traffic(Ownership(assignment, table, command.processes, exchange), false);
+    const TrafficPlan traffic =
+        plan_traffic(Ownership(assignment, table, command.processes, exchange), computed_in_bf16(config));
     const auto share = [&](std::int64_t bytes) { return format_bytes(bytes / command.processes); };
     sent.rows.push_back({std::string(name_of(exchange)), share(traffic.gradients), share(traffic.parameters),
                          share(traffic.factors), share(traffic.sketches), share(traffic.total())});

@@ -144,7 +144,8 @@ struct Config {
   std::string output;  // run directory; default runs/<name>
   std::uint64_t seed = 1337;
   std::string device = "auto";     // auto | cpu | cuda
-  std::string precision = "fp32";  // fp32 (bf16 with a later backend)
+  std::string precision = "fp32";  // fp32 | bf16
+  bool allow_slow_bf16 = false;    // without hardware for it
   std::int64_t threads = 0;        // CPU threads; 0: one a core
   std::string init_from;           // checkpoint whose weights start the run; empty: random
   DataConfig data;

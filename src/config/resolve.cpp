@@ -43,9 +43,6 @@ class Resolver {
     }
     if (c_.output.empty()) c_.output = "runs/" + c_.name;
     required(!c_.data.train.empty(), "/data/train", "the glob of the training shards");
-    if (c_.precision == "bf16") {
-      fail("/precision", "bf16 is not available on this build's only backend, which computes in fp32; use \"fp32\"");
-    }
   }
 
   void model() {

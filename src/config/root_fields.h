@@ -34,8 +34,13 @@ void describe(V& v, Config& c) {
           {.help = "run directory: metrics, checkpoints and the effective config", .default_text = "`runs/<name>`"});
   v.field("seed", c.seed, {.help = "of the initial weights, the order of the data, sketches and samples", .min = 0});
   v.field("device", c.device, {.help = "what computes", .choices = device_choices});
-  v.field("precision", c.precision,
-          {.help = "of matrix products and stored activations; bf16 is refused for now", .choices = precision_choices});
+  v.field(
+      "precision", c.precision,
+      {.help = "of matrix products and stored activations; master weights, gradients, statistics and sums stay fp32. "
+               "bf16 needs hardware for its products (on a CPU: AMX) and is refused without",
+       .choices = precision_choices});
+  v.field("allow_slow_bf16", c.allow_slow_bf16,
+          {.help = "computes in bf16 also where it is slower than fp32: for tests and comparisons"});
   v.field("threads", c.threads, {.help = "CPU threads; 0: one a core", .min = 0, .max = 4096});
   v.field("init_from", c.init_from,
           {.help = "checkpoint whose weights the run starts from, with a fresh optimizer; empty: random weights",

@@ -87,6 +87,7 @@ class CpuDevice final : public Device {
     info.kind = "cpu";
     info.name = processor_name();
     info.threads = threads_;
+    info.slow_bf16 = amx_bf16().reason;
     info.memory_total = memory.total;
     info.memory_free = memory.available - std::min(memory.available, promised());
     return info;

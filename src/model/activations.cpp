@@ -12,14 +12,16 @@ namespace polaron {
 std::int64_t loss_chunk_rows(const TransformerConfig& config, const ActivationShape& shape) {
   constexpr std::int64_t kChunkBytes = std::int64_t{128} << 20;
   if (shape.loss_chunk > 0) return std::min(shape.loss_chunk, shape.rows());
-  const std::int64_t row_bytes = padded(config.vocabulary) * 4;
+  const std::int64_t row_bytes = padded(config.vocabulary) * static_cast<std::int64_t>(size_of(shape.dtype));
   const std::int64_t most = std::max<std::int64_t>(256, kChunkBytes / row_bytes);
   const std::int64_t chunks = (shape.rows() + most - 1) / most;
   return (shape.rows() + chunks - 1) / chunks;
 }
 
-// Activations are fp32 until a backend offers bf16.
 void ActivationLayout::add(Tensor& tensor, const std::string& name, std::int64_t rows, std::int64_t cols) {
+  tensor.rows = plan_.add(name, dtype_, rows, cols) + 1;
+}
+void ActivationLayout::add_statistics(Tensor& tensor, const std::string& name, std::int64_t rows, std::int64_t cols) {
   tensor.rows = plan_.add(name, DType::f32, rows, cols) + 1;
 }
 
@@ -30,21 +32,22 @@ void ActivationLayout::add_block(const TransformerConfig& config, const Activati
   const std::int64_t kv_width = config.kv_heads * config.head_size;
   const bool has_mean = config.norm == NormChoice::layernorm;
   add(block.normed1, prefix + "normed1", n, config.width);
-  if (has_mean) add(block.mean1, prefix + "mean1", n, 1);
-  add(block.rstd1, prefix + "rstd1", n, 1);
+  if (has_mean) add_statistics(block.mean1, prefix + "mean1", n, 1);
+  add_statistics(block.rstd1, prefix + "rstd1", n, 1);
   add(block.qkv, prefix + "qkv", n, q_width + 2 * kv_width);
-  if (config.qk_norm) add(block.qk_rstd, prefix + "qk_rstd", n, config.heads + config.kv_heads);
-  add(block.lse, prefix + "lse", shape.sequences * config.heads, shape.sequence_length);
+  if (config.qk_norm) add_statistics(block.qk_rstd, prefix + "qk_rstd", n, config.heads + config.kv_heads);
+  add_statistics(block.lse, prefix + "lse", shape.sequences * config.heads, shape.sequence_length);
   add(block.attended, prefix + "attended", n, q_width);
   add(block.residual2, prefix + "residual2", n, config.width);
   add(block.normed2, prefix + "normed2", n, config.width);
-  if (has_mean) add(block.mean2, prefix + "mean2", n, 1);
-  add(block.rstd2, prefix + "rstd2", n, 1);
+  if (has_mean) add_statistics(block.mean2, prefix + "mean2", n, 1);
+  add_statistics(block.rstd2, prefix + "rstd2", n, 1);
   add(block.pre, prefix + "pre", n, mlp_pre_width(config));
   add(block.activated, prefix + "activated", n, padded(config.mlp_hidden));
 }
 
-ActivationLayout::ActivationLayout(const TransformerConfig& config, const ActivationShape& shape) {
+ActivationLayout::ActivationLayout(const TransformerConfig& config, const ActivationShape& shape)
+    : dtype_(shape.dtype) {
   const std::int64_t n = shape.rows();
   tensors_.blocks.resize(static_cast<std::size_t>(config.layers));
   const bool shared = !shape.backward || shape.recompute_blocks;
@@ -60,8 +63,8 @@ ActivationLayout::ActivationLayout(const TransformerConfig& config, const Activa
   }
   add(tensors_.residual, "residual", n, config.width);
   add(tensors_.normed, "normed", n, config.width);
-  if (config.norm == NormChoice::layernorm) add(tensors_.mean, "mean", n, 1);
-  add(tensors_.rstd, "rstd", n, 1);
+  if (config.norm == NormChoice::layernorm) add_statistics(tensors_.mean, "mean", n, 1);
+  add_statistics(tensors_.rstd, "rstd", n, 1);
   add(tensors_.delta, "delta", n, config.width);
   add(tensors_.logits, "logits", loss_chunk_rows(config, shape), padded(config.vocabulary));
   if (!shape.backward) return;

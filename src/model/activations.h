@@ -16,6 +16,7 @@ struct ActivationShape {
   std::int64_t sequence_length = 0;  // T
   bool backward = true;              // false: evaluation only, nothing is saved
   bool recompute_blocks = false;     // keep a block's input only, and run its forward again in the backward pass
+  DType dtype = DType::f32;          // of activations and their gradients; statistics are fp32 always
   std::int64_t loss_chunk = 0;       // rows of logits held at once; 0: equal chunks of up to about 128 MB
   std::int64_t rows() const { return sequences * sequence_length; }
 };
@@ -51,9 +52,11 @@ class ActivationLayout {
 
  private:
   void add(Tensor& tensor, const std::string& name, std::int64_t rows, std::int64_t cols);
+  void add_statistics(Tensor& tensor, const std::string& name, std::int64_t rows, std::int64_t cols);
   void add_block(const TransformerConfig& config, const ActivationShape& shape, BlockActivations& block,
                  const std::string& prefix);
 
+  DType dtype_;
   ArenaPlan plan_;
   Activations tensors_;  // each tensor's `rows` holds its piece's index + 1 until it is placed; 0: absent
 };

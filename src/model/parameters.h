@@ -82,6 +82,13 @@ constexpr std::int64_t padded(std::int64_t n) { return (n + 63) / 64 * 64; }
 // Stored width of the MLP's pre-activation: 2 * padded(hidden) for swiglu (gate|up), padded(hidden) otherwise.
 std::int64_t mlp_pre_width(const TransformerConfig& config);
 
+// Weights and gradients in device memory, flat, laid out by the parameter table.
+struct FlatBuffers {
+  float* weights = nullptr;    // fp32 masters
+  float* gradients = nullptr;  // fp32; null where there is no backward pass
+  bf16* working = nullptr;     // rounded copy of the weights, for a model that computes in bf16; else null
+};
+
 // View of a parameter inside a flat fp32 buffer laid out by the table: [stored_rows, stored_cols], a vector as [1, n].
 inline Tensor view_of(const Parameter& parameter, float* flat) {
   if (parameter.role == Role::vector) return {flat + parameter.offset, DType::f32, 1, parameter.stored_elements()};

@@ -25,8 +25,8 @@ Activation activation_of(MlpKind kind) {
 }  // namespace
 
 Transformer::Transformer(const TransformerConfig& config, const ParameterTable& table, const ActivationShape& shape,
-                         Backend& backend, float* weights, float* gradients)
-    : config_(config), table_(table), shape_(shape), backend_(backend), weights_(weights), gradients_(gradients) {
+                         Backend& backend, const FlatBuffers& buffers)
+    : config_(config), table_(table), shape_(shape), backend_(backend), buffers_(buffers) {
   if (config.positions == Positions::learned && shape.sequence_length > config.context_length) {
     throw std::logic_error("the sequences are longer than the model's position table");
   }
@@ -66,10 +66,14 @@ Transformer::Linear Transformer::find_linear(const std::string& prefix) const {
 }
 
 Tensor Transformer::weight(int index) const {
-  return index < 0 ? Tensor{} : view_of(table_[static_cast<std::size_t>(index)], weights_);
+  if (index < 0) return {};
+  const Parameter& p = table_[static_cast<std::size_t>(index)];
+  const Tensor master = view_of(p, buffers_.weights);
+  if (shape_.dtype == DType::f32 || !is_rounded(p.role)) return master;
+  return {buffers_.working + p.offset, DType::bf16, master.rows, master.cols};
 }
 Tensor Transformer::gradient(int index) const {
-  return index < 0 ? Tensor{} : view_of(table_[static_cast<std::size_t>(index)], gradients_);
+  return index < 0 ? Tensor{} : view_of(table_[static_cast<std::size_t>(index)], buffers_.gradients);
 }
 void Transformer::zero_gradient(Stream& stream, int index) {
   if (index < 0) return;
@@ -262,8 +266,12 @@ void Transformer::logits_of_row(Stream& stream, const DeviceBatch& batch, std::i
   const Tensor out = planned_.logits.row_range(0, 1);
   backend_.linear().forward(stream, rows_of(planned_.normed).row_range(row, 1), weight(head_), {}, Activation::none,
                             out, {});
-  backend_.device().download(stream, logits, out.data, static_cast<std::size_t>(config_.vocabulary) * sizeof(float));
+  const auto count = static_cast<std::size_t>(config_.vocabulary);
+  std::vector<bf16> rounded(out.dtype == DType::bf16 ? count : 0);
+  void* const host = out.dtype == DType::bf16 ? static_cast<void*>(rounded.data()) : logits;
+  backend_.device().download(stream, host, out.data, count * size_of(out.dtype));
   stream.synchronize();
+  std::transform(rounded.begin(), rounded.end(), logits, [](bf16 value) { return to_float(value); });
   if (config_.logit_softcap > 0) {
     const auto cap = static_cast<float>(config_.logit_softcap);
     for (std::int64_t i = 0; i < config_.vocabulary; ++i) logits[i] = cap * std::tanh(logits[i] / cap);

@@ -29,10 +29,9 @@ struct DeviceBatch {
 
 class Transformer {
  public:
-  // weights and gradients: flat fp32 device buffers laid out by `table`; owned by the caller, who keeps them and the
-  // table alive. gradients may be null when shape.backward is false.
+  // The caller owns the buffers and the table and keeps them alive. shape.dtype bf16 needs buffers.working.
   Transformer(const TransformerConfig& config, const ParameterTable& table, const ActivationShape& shape,
-              Backend& backend, float* weights, float* gradients);
+              Backend& backend, const FlatBuffers& buffers);
 
   // *loss_sum (fp64, device) += sum of the cross-entropy over the batch's targets. The batch may be smaller than
   // planned.
@@ -109,8 +108,7 @@ class Transformer {
   const ParameterTable& table_;
   ActivationShape shape_;
   Backend& backend_;
-  float* weights_;
-  float* gradients_;
+  FlatBuffers buffers_;
   std::vector<BlockParameters> block_parameters_;
   Norm final_norm_;
   int token_table_ = -1, position_table_ = -1, head_ = -1;

@@ -318,7 +318,14 @@ void Optimizer::gather_factors(Stream& stream, std::size_t class_index) {
   communicator_.finish(stream);
 }
 
-void Optimizer::complete_sums(Stream& stream) {
+void Optimizer::complete_state(Stream& stream) {
+  if (communicator_.size() > 1 && buffers_.working != nullptr) {
+    std::vector<Segment> masters;
+    for (const OwnedRange& range : ownership_.gathered()) {
+      if (range.rounded) masters.push_back({buffers_.weights + range.offset, DType::f32, range.elements, range.owner});
+    }
+    communicator_.gather_from_owners(stream, masters);
+  }
   for (const StateTensor& tensor : state_tensors_) {
     if (tensor.summed) communicator_.sum_in_place(stream, tensor.parts.front().data, tensor.elements());
   }

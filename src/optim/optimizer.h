@@ -34,13 +34,6 @@ struct StateTensor {
   std::int64_t elements() const { return rows * cols; }
 };
 
-// Weights and gradients in device memory, flat, laid out by the parameter table.
-struct FlatBuffers {
-  float* weights = nullptr;    // fp32 masters
-  float* gradients = nullptr;  // fp32
-  bf16* working = nullptr;     // rounded copy of the weights that the model computes with; null: it uses the masters
-};
-
 class Optimizer {
  public:
   // Plans state and scratch of one process without allocating.
@@ -63,10 +56,11 @@ class Optimizer {
   void step_elementwise(Stream& stream, std::int64_t step, double lr_factor, const StepGate& gate);
   void step_matrices(Stream& stream, std::int64_t step, double lr_factor, const StepGate& gate);
 
-  // Collective, before `state` is stored: a momentum that the processes hold in addends becomes its sum on every one.
-  // After storing it, restart_sums() makes it an addend again.
-  void complete_sums(Stream& stream);
-  // Every process takes the same share of the whole: after complete_sums(), and after `state` was loaded.
+  // Collective, before weights and state are stored: every process gets the masters that lie with their owners, and a
+  // momentum that the processes hold in addends becomes its sum on every one. After storing it, restart_sums() makes it
+  // an addend again.
+  void complete_state(Stream& stream);
+  // Every process takes the same share of the whole: after complete_state(), and after `state` was loaded.
   void restart_sums(Stream& stream);
 
   const std::vector<StateTensor>& state() const { return state_tensors_; }

@@ -22,8 +22,8 @@ InferenceModel::InferenceModel(const CheckpointReader& checkpoint, const std::st
   stream_ = backend.device().make_stream();
   weights_ = DeviceBuffer(backend.device(), static_cast<std::size_t>(table_.stored_elements()) * sizeof(float));
   checkpoint.load_weights(backend, *stream_, {checkpoint.model(), table_, weights_.as<float>()});
-  transformer_.emplace(checkpoint.model(), table_, shape_for(sequences, length), backend, weights_.as<float>(),
-                       nullptr);
+  transformer_.emplace(checkpoint.model(), table_, shape_for(sequences, length), backend,
+                       FlatBuffers{weights_.as<float>(), nullptr, nullptr});
   uploader_.emplace(backend.device(), sequences * length);
 }
 

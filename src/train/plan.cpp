@@ -12,6 +12,7 @@ ActivationShape activation_shape(const Config& config) {
   shape.sequence_length = config.training.sequence_length;
   shape.recompute_blocks = config.training.recompute == Recompute::block;
   shape.loss_chunk = config.training.loss_chunk;
+  shape.dtype = computed_in_bf16(config) ? DType::bf16 : DType::f32;
   return shape;
 }
 
@@ -29,6 +30,7 @@ MemoryPlan plan_memory(const Config& config, const ParameterTable& table, const 
   MemoryPlan plan;
   plan.weights = table.stored_elements() * 4;
   plan.gradients = plan.weights;
+  if (computed_in_bf16(config)) plan.weights += table.stored_elements() * 2;
   const Optimizer::Plan optimizer = Optimizer::plan(assignment, ownership, rank, table, backend);
   plan.optimizer_state = optimizer.state.bytes();
   plan.optimizer_scratch = optimizer.scratch.bytes();

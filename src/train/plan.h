@@ -14,7 +14,7 @@ namespace polaron {
 
 // Bytes of each class of memory of one process.
 struct MemoryPlan {
-  std::int64_t weights = 0;
+  std::int64_t weights = 0;  // fp32 masters, and the bf16 copy where the model computes in it
   std::int64_t gradients = 0;
   std::int64_t optimizer_state = 0;
   std::int64_t optimizer_scratch = 0;
@@ -51,6 +51,8 @@ MemoryPlan plan_memory(const Config& config, const ParameterTable& table, const 
                        const Ownership& ownership, int rank, Backend& backend);
 // rounded: parameters that the model computes with in bf16 travel so.
 TrafficPlan plan_traffic(const Ownership& ownership, bool rounded);
+
+inline bool computed_in_bf16(const Config& config) { return config.precision == "bf16"; }
 
 // Shape of the activations that a config asks for.
 ActivationShape activation_shape(const Config& config);

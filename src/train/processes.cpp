@@ -136,9 +136,9 @@ void check_processes(const Config& config, const Assignment& assignment, int pro
   }
 }
 
-void check_same_weights(std::span<const float> weights, std::int64_t step, Communicator& communicator) {
+void check_same_weights(std::span<const std::byte> weights, std::int64_t step, Communicator& communicator) {
   Checksum checksum;
-  checksum.update(std::as_bytes(weights));
+  checksum.update(weights);
   const std::string ours = checksum_to_hex(checksum.value());
   const std::string theirs = from_root(ours, communicator);
   if (anywhere(ours != theirs, communicator)) {

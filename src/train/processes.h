@@ -20,6 +20,6 @@ void check_same_start(const Config& config, Communicator& communicator);
 void check_processes(const Config& config, const Assignment& assignment, int processes);
 
 // Error(Exit::device) on all processes where they hold different weights. Collective; the weights are in host memory.
-void check_same_weights(std::span<const float> weights, std::int64_t step, Communicator& communicator);
+void check_same_weights(std::span<const std::byte> weights, std::int64_t step, Communicator& communicator);
 
 }  // namespace polaron

@@ -46,6 +46,14 @@ Config resolved(Config config, const std::optional<Vocabulary>& vocabulary) {
   return config;
 }
 
+void check_precision(const Config& config, Device& device) {
+  const std::string reason = device.info().slow_bf16;
+  if (!computed_in_bf16(config) || reason.empty() || config.allow_slow_bf16) return;
+  throw Error(Exit::usage, fmt::format("precision \"bf16\": products of bf16 would be slower than fp32's here: {}. Use "
+                                       "\"fp32\", or set allow_slow_bf16 to true to compute so all the same.",
+                                       reason));
+}
+
 void check_memory(const MemoryPlan& memory, Device& device) {
   const DeviceInfo info = device.info();
   constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
@@ -125,6 +133,7 @@ Session::Session(Config given, bool initialize, Communicator& communicator_)
       backend(*chosen.backend),
       communicator(communicator_),
       table(config.model) {
+  check_precision(config, backend.device());
   Assignment assignment = assign_optimizers(config.optimizer, config.model, table);
   if (communicator.size() > 1) {
     check_same_start(config, communicator);
@@ -133,7 +142,7 @@ Session::Session(Config given, bool initialize, Communicator& communicator_)
   }
   const Ownership ownership(assignment, table, communicator.size(), config.parallel.exchange);
   memory = plan_memory(config, table, assignment, ownership, communicator.rank(), backend);
-  traffic = plan_traffic(ownership, false);
+  traffic = plan_traffic(ownership, computed_in_bf16(config));
   flops = flops_per_token(config.model, table, config.training.sequence_length);
   // The data is opened before anything large is allocated: a wrong path should not cost time.
   if (!config.data.validation.empty()) {
@@ -148,6 +157,7 @@ Session::Session(Config given, bool initialize, Communicator& communicator_)
   const auto bytes = static_cast<std::size_t>(table.stored_elements()) * sizeof(float);
   weights = DeviceBuffer(backend.device(), bytes);
   gradients = DeviceBuffer(backend.device(), bytes);
+  if (computed_in_bf16(config)) working = DeviceBuffer(backend.device(), bytes / 2);
   if (initialize) {
     if (config.init_from.empty()) {
       std::vector<float> host(static_cast<std::size_t>(table.stored_elements()));
@@ -159,12 +169,18 @@ Session::Session(Config given, bool initialize, Communicator& communicator_)
       check_architecture(source, config.model);
       source.load_weights(backend, *stream, weights_view());
     }
+    round_weights();
   }
   optimizer.emplace(std::move(assignment), table, backend, communicator, config.parallel.exchange, config.seed,
-                    FlatBuffers{weights.as<float>(), gradients.as<float>(), nullptr});
+                    buffers());
   const ActivationShape shape = activation_shape(config);
-  model.emplace(config.model, table, shape, backend, weights.as<float>(), gradients.as<float>());
+  model.emplace(config.model, table, shape, backend, buffers());
   uploader.emplace(backend.device(), shape.rows());
+}
+
+void Session::round_weights() {
+  if (!computed_in_bf16(config)) return;
+  backend.elementwise().round(*stream, weights.as<float>(), working.as<bf16>(), table.stored_elements());
 }
 
 std::unique_ptr<Loader> Session::open_loader(std::int64_t position) const {
@@ -194,17 +210,17 @@ std::vector<std::int32_t> Session::sample_prompt() const {
   return ids;
 }
 
-double measure_gemm_rate(Backend& backend) {
+double measure_gemm_rate(Backend& backend, DType dtype) {
   using Clock = std::chrono::steady_clock;
   const auto stream = backend.device().make_stream();
   double best = 0;
   // Larger and larger, until a product takes long enough to be timed.
   for (std::int64_t n = 512; n <= 8192; n *= 2) {
     const auto elements = static_cast<std::size_t>(n * n);
-    const DeviceBuffer a(backend.device(), elements * sizeof(float));
-    const DeviceBuffer b(backend.device(), elements * sizeof(float));
-    const DeviceBuffer c(backend.device(), elements * sizeof(float));
-    const auto matrix = [&](const DeviceBuffer& buffer) { return Tensor(buffer.data(), DType::f32, n, n); };
+    const DeviceBuffer a(backend.device(), elements * size_of(dtype));
+    const DeviceBuffer b(backend.device(), elements * size_of(dtype));
+    const DeviceBuffer c(backend.device(), elements * size_of(dtype));
+    const auto matrix = [&](const DeviceBuffer& buffer) { return Tensor(buffer.data(), dtype, n, n); };
     double fastest = std::numeric_limits<double>::infinity();
     for (int repeat = 0; repeat < 5; ++repeat) {  // the first one warms up; other processes disturb some
       const auto start = Clock::now();

@@ -47,7 +47,8 @@ class Session {
   TrafficPlan traffic;
   FlopsPerToken flops;
   std::unique_ptr<Stream> stream;
-  DeviceBuffer weights;
+  DeviceBuffer weights;  // fp32 masters
+  DeviceBuffer working;  // bf16 copy, where config.precision asks for it
   DeviceBuffer gradients;
   std::optional<Optimizer> optimizer;
   std::optional<Transformer> model;
@@ -60,10 +61,14 @@ class Session {
   // makes no text or none for this prompt.
   std::vector<std::int32_t> sample_prompt() const;
   std::int32_t separator() const { return vocabulary ? vocabulary->separator_token() : -1; }
+  // After the weights were set from outside: the working copy follows.
+  void round_weights();
+  FlatBuffers buffers() const { return {weights.as<float>(), gradients.as<float>(), working.as<bf16>()}; }
   ModelWeights weights_view() { return {config.model, table, weights.as<float>()}; }
 };
 
-// Highest rate in FLOP/s that the device's GEMM reaches on a large square product, measured in well under a second.
-double measure_gemm_rate(Backend& backend);
+// Highest rate in FLOP/s that the device's GEMM of operands of this type reaches on a large square product, measured in
+// well under a second.
+double measure_gemm_rate(Backend& backend, DType dtype);
 
 }  // namespace polaron

@@ -136,6 +136,7 @@ void Trainer::resume() {
   checkpoint_->load_weights(session_.backend, *session_.stream, session_.weights_view());
   checkpoint_->load_optimizer(session_.backend, *session_.stream, session_.optimizer->state());
   session_.optimizer->restart_sums(*session_.stream);
+  session_.round_weights();
   done_ = state.step;
   saved_ = state.step;
   if (done_ > session_.config.training.steps) {
@@ -166,7 +167,7 @@ void Trainer::describe() {
   const std::string note = full_rank_note(session_.optimizer->assignment());
   if (!note.empty()) console_.line(note);
   communicator_.barrier();  // all measure at the same time, as they will compute
-  gemm_rate_ = measure_gemm_rate(session_.backend);
+  gemm_rate_ = measure_gemm_rate(session_.backend, session_.working.data() != nullptr ? DType::bf16 : DType::f32);
   double all_rates = gemm_rate_;
   communicator_.sum_host(std::span(&all_rates, 1));
   const DeviceInfo device = session_.backend.device().info();
@@ -348,9 +349,10 @@ void Trainer::after_step() {
 
 // All processes must have made the same of what they exchanged.
 void Trainer::compare_weights() {
-  std::vector<float> weights(static_cast<std::size_t>(session_.table.stored_elements()));
-  session_.backend.device().download(*session_.stream, weights.data(), session_.weights.data(),
-                                     weights.size() * sizeof(float));
+  // What the model computes with: of the masters in bf16 training only owners have the newest.
+  const DeviceBuffer& used = session_.working.data() != nullptr ? session_.working : session_.weights;
+  std::vector<std::byte> weights(used.bytes());
+  session_.backend.device().download(*session_.stream, weights.data(), used.data(), weights.size());
   session_.stream->synchronize();
   check_same_weights(weights, done_, communicator_);
 }
@@ -403,7 +405,7 @@ void Trainer::checkpoint() {
   state.loss_history = spikes_.history();
   state.config = to_json(session_.config);
   if (metrics_) metrics_->sync();
-  session_.optimizer->complete_sums(*session_.stream);
+  session_.optimizer->complete_state(*session_.stream);
   const fs::path folder = checkpoint_folder(run_, done_);
   try {
     write_checkpoint(folder, session_.backend, *session_.stream, communicator_, session_.weights_view(),

@@ -55,13 +55,17 @@ std::string weights_of(const Workspace& folder, const std::string& run) {
 struct Named {
   const char* type;
   double tolerance;  // low rank: the sketch's basis amplifies what the order of sums changes
+  const char* precision = "fp32";
 };
 class EveryNumberOfProcesses : public testing::TestWithParam<Named> {};
 
 TEST_P(EveryNumberOfProcesses, sees_the_same_batches_and_gives_the_same_losses) {
   const Workspace folder;
   folder.write_data();
-  json patch = {{"optimizer", {{"matrices", {{"type", GetParam().type}}}}}, {"training", {{"batch", 8}}}};
+  json patch = {{"optimizer", {{"matrices", {{"type", GetParam().type}}}}},
+                {"training", {{"batch", 8}}},
+                {"precision", GetParam().precision},
+                {"allow_slow_bf16", true}};
   if (!contains(GetParam().type, "low_rank")) patch["optimizer"]["matrices"]["rank"] = nullptr;
   train(folder, "1", 1, patch);
   for (const int processes : {2, 4}) {
@@ -76,17 +80,26 @@ TEST_P(EveryNumberOfProcesses, sees_the_same_batches_and_gives_the_same_losses) 
 
 INSTANTIATE_TEST_SUITE_P(Optimizers, EveryNumberOfProcesses,
                          testing::Values(Named{"adamw", 1e-5}, Named{"muon", 1e-5}, Named{"low_rank_muon", 1e-4},
-                                         Named{"low_rank_msgd", 1e-4}),
-                         [](const auto& chosen) { return std::string(chosen.param.type); });
+                                         Named{"low_rank_msgd", 1e-4}, Named{"muon", 1e-2, "bf16"},
+                                         Named{"low_rank_muon", 1e-2, "bf16"}),
+                         [](const auto& chosen) {
+                           return std::string(chosen.param.type) + "_" + chosen.param.precision;
+                         });
 
 TEST(Exchange, of_factors_equals_that_of_parameters_to_the_bit) {
   const Workspace folder;
   folder.write_data();
-  for (const int processes : {2, 4}) {
-    const std::string n = std::to_string(processes);
-    train(folder, "parameters" + n, processes, low_rank(exchange("parameters")));
-    train(folder, "factors" + n, processes, low_rank(exchange("factors")));
-    EXPECT_TRUE(weights_of(folder, "parameters" + n) == weights_of(folder, "factors" + n)) << n << " processes";
+  for (const char* precision : {"fp32", "bf16"}) {
+    const json in_precision = low_rank({{"precision", precision}, {"allow_slow_bf16", true}});
+    for (const int processes : {2, 4}) {
+      const std::string n = precision + std::to_string(processes);
+      for (const char* how : {"parameters", "factors"}) {
+        json patch = in_precision;
+        patch.merge_patch(exchange(how));
+        train(folder, how + n, processes, patch);
+      }
+      EXPECT_TRUE(weights_of(folder, "parameters" + n) == weights_of(folder, "factors" + n)) << n;
+    }
   }
 }
 
@@ -110,15 +123,20 @@ TEST(Exchange, moves_the_bytes_that_were_planned) {
   folder.write_data();
   std::vector<std::int64_t> moved;
   for (const char* how : {"parameters", "factors", "sketch"}) {
-    const std::string config = folder.write_config(how, low_rank(exchange(how)));
-    const Outcome outcome = folder.run({"train", config}, with_processes(4));
-    expect_ended(outcome, 0);
-    moved.push_back(folder.metrics(how, "end").back().at("moved_a_step").get<std::int64_t>());
-    const std::string bytes = std::to_string(moved.back());
-    EXPECT_TRUE(contains(outcome.out, bytes + " bytes in all processes; planned " + bytes + ")")) << outcome.out;
+    for (const char* precision : {"bf16", "fp32"}) {
+      json patch = low_rank({{"precision", precision}, {"allow_slow_bf16", true}});
+      patch.merge_patch(exchange(how));
+      const std::string name = std::string(how) + "-" + precision;
+      const Outcome outcome = folder.run({"train", folder.write_config(name, patch)}, with_processes(4));
+      expect_ended(outcome, 0);
+      moved.push_back(folder.metrics(name, "end").back().at("moved_a_step").get<std::int64_t>());
+      const std::string bytes = std::to_string(moved.back());
+      EXPECT_TRUE(contains(outcome.out, bytes + " bytes in all processes; planned " + bytes + ")")) << outcome.out;
+    }
   }
-  EXPECT_LT(moved[1], moved[0]);
-  EXPECT_LT(moved[2], moved[1]);
+  EXPECT_LT(moved[0], moved[1]) << "weights travel in bf16 where the model uses that";
+  EXPECT_LT(moved[3], moved[1]);
+  EXPECT_LT(moved[5], moved[3]);
 }
 
 TEST(Exchange, of_sketches_is_refused_where_it_would_not_be_exact) {

@@ -122,7 +122,7 @@ TEST(BadConfig, what_cannot_be_is_refused_before_anything_is_made) {
       {R"({"training": {"micro_batch": 3}})", {"/training/micro_batch", "3 does not divide batch 8"}},
       {R"({"training": {"sequence_length": 17}})", {"/training/sequence_length", "17", "16"}},
       {R"({"model": {"vocabulary": 100}})", {"257 tokens", "model.vocabulary is 100", "raise it to 257"}},
-      {R"({"precision": "bf16"})", {"/precision", "fp32"}},
+      {R"({"precision": "fp16"})", {"/precision", "fp32"}},
   };
   for (const auto& [patch, words] : cases) {
     SCOPED_TRACE(patch);

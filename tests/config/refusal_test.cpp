@@ -141,7 +141,7 @@ TEST(Refusal, combinations_that_cannot_be) {
       {R"({"schedule": {"type": "constant", "final_fraction": 0}})", "/schedule/final_fraction",
        "is for linear, cosine and wsd; the type here is constant"},
       {R"({"validation": {"every": 5}})", "/validation/every", "data.validation"},
-      {R"({"precision": "bf16"})", "/precision", "only backend, which computes in fp32"},
+      {R"({"precision": "fp8"})", "/precision", "bf16"},
       {R"({"name": "a/b"})", "/name", "folder's name"},
       {R"({"name": ".."})", "/name", "folder's name"},
   });

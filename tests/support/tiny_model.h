@@ -144,7 +144,9 @@ class TinyModel {
         stream_(backend_->device().make_stream()),
         weights_(backend_->device(), bytes()),
         gradients_(backend_->device(), shape.backward ? bytes() : 0),
-        transformer_(config, table_, shape, *backend_, weights_.as<float>(), gradients_.as<float>()) {}
+        working_(backend_->device(), shape.dtype == DType::bf16 ? bytes() / 2 : 0),
+        transformer_(config, table_, shape, *backend_,
+                     {weights_.as<float>(), gradients_.as<float>(), working_.as<bf16>()}) {}
 
   const ParameterTable& table() const { return table_; }
   Backend& backend() { return *backend_; }
@@ -153,7 +155,12 @@ class TinyModel {
   float* weights_on_device() { return weights_.as<float>(); }
   float* gradients_on_device() { return gradients_.as<float>(); }
 
-  void set_weights(const std::vector<float>& flat) { upload(weights_, flat); }
+  void set_weights(const std::vector<float>& flat) {
+    upload(weights_, flat);
+    if (working_.bytes() > 0) {
+      backend_->elementwise().round(*stream_, weights_.as<float>(), working_.as<bf16>(), table_.stored_elements());
+    }
+  }
   void set_gradients(const std::vector<float>& flat) { upload(gradients_, flat); }
   std::vector<float> weights() const { return download(weights_); }
   std::vector<float> gradients() const { return download(gradients_); }
@@ -223,7 +230,7 @@ class TinyModel {
   ParameterTable table_;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Stream> stream_;
-  DeviceBuffer weights_, gradients_;
+  DeviceBuffer weights_, gradients_, working_;
   Transformer transformer_;
 };
 

@@ -113,8 +113,8 @@ TEST(MemoryPlan, every_class_is_what_the_run_then_takes) {
         const Optimizer optimizer(planned.assignment, planned.table, backend, *communicator, Exchange::parameters, 1,
                                   {weights.as<float>(), gradients.as<float>(), nullptr});
         EXPECT_EQ(taken(), planned.memory.optimizer_state + planned.memory.optimizer_scratch) << named.name;
-        const Transformer transformer(model, planned.table, activation_shape(config), backend, weights.as<float>(),
-                                      gradients.as<float>());
+        const Transformer transformer(model, planned.table, activation_shape(config), backend,
+                                      FlatBuffers{weights.as<float>(), gradients.as<float>(), nullptr});
         EXPECT_EQ(taken(), planned.memory.activations) << named.name;
         const BatchUploader uploader(backend.device(), activation_shape(config).rows());
         EXPECT_EQ(taken(), planned.memory.batches) << named.name;
