@@ -87,6 +87,7 @@ class TileUnit final : public BlockUnit {
   }
   // 64 cycles at peak. The rest is counted from the instructions, with operands beyond the second-level cache.
   Costs costs() const override { return {80.0, 70.0, 220.0, 220.0, 100.0}; }
+  bool outruns_second_level() const override { return true; }
 
  private:
   const char* name_;

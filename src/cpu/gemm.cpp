@@ -146,6 +146,7 @@ void Gemm::operator()(const Bf16GemmArgs& args, const GemmEpilogue* epilogue) {
   if (args.m == 0 || args.n == 0) return;
   if (args.c != nullptr && args.c_bf16 != nullptr) throw std::logic_error("a product is stored in one type");
   check(args, args.c != nullptr || args.c_bf16 != nullptr);
+  if (args.k == 0 && args.a_sums != nullptr && !args.accumulate) std::fill_n(args.a_sums, args.m, 0.0F);
   const int threads = omp_get_max_threads();
   const GemmCut cut = choose_cut(args, threads, block_cut_costs(unit_));
   const BlockGemm blocks(args, cut, epilogue, unit_, caches_);

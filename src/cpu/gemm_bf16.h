@@ -4,6 +4,10 @@
 #include <algorithm>
 #include <cstring>
 
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
 #include "backend/bf16.h"
 #include "cpu/simd.h"
 
@@ -18,12 +22,16 @@ static inline UnsignedVec load_bits(const bf16* from) {
 }
 static inline Vec load_bf16(const bf16* from) { return std::bit_cast<Vec>(load_bits(from) << 16); }
 
+// With AVX512_BF16 denormal numbers become 0, otherwise they are rounded like others.
 static inline void store_bf16(bf16* to, Vec value) {
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+  const __m256bh half = _mm512_cvtneps_pbh(std::bit_cast<__m512>(value));
+#else
   const UnsignedVec bits = std::bit_cast<UnsignedVec>(value), high = bits >> 16;
   const UnsignedVec rounded = (bits + 0x7fffU + (high & 1U)) >> 16;
-  const IntVec is_nan = std::bit_cast<IntVec>(bits & 0x7fffffffU) > 0x7f800000;
-  const UnsignedVec result = is_nan ? high | 0x40U : rounded;
+  const UnsignedVec result = value != value ? high | 0x40U : rounded;
   const HalfVec half = __builtin_convertvector(result, HalfVec);
+#endif
   std::memcpy(to, &half, sizeof half);
 }
 

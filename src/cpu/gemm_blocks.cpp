@@ -16,35 +16,25 @@ constexpr int64_t kLineBytes = 64;
 // Columns that a chunk should have where the depth does not fit as a whole: packing a strip of A is then a few percent
 // of the work on it.
 constexpr int64_t kChunkCols = 512;
+// Pieces are asked for from memory this many before they are packed.
+constexpr int64_t kPiecesAhead = 2;
+// A pass of units that do not outrun the second-level cache.
+constexpr int64_t kSlowUnitSteps = 16;
 
-// A matrix's rows as memory that will be needed, asked for a few lines at a time. Addresses are integers here: they may
-// lie behind the end of an array.
-class Wanted {
- public:
-  Wanted() = default;
-  Wanted(const bf16* from, int64_t stride, int64_t rows, int64_t cols)
-      : row_(reinterpret_cast<std::uintptr_t>(from)),
-        row_step_(static_cast<std::uintptr_t>(stride) * sizeof(bf16)),
-        lines_(ceil_div(cols * static_cast<int64_t>(sizeof(bf16)), kLineBytes)),
-        rows_(lines_ > 0 ? rows : 0) {}
-  explicit Wanted(const BlockSource& block)
-      : Wanted(block.from, block.stride, block.depth_runs_along_rows ? block.count : block.depth,
-               block.depth_runs_along_rows ? block.depth : block.count) {}
-  int64_t lines() const { return lines_ * rows_; }
-  void ask(int64_t lines) {
-    for (; lines > 0 && rows_ > 0; --lines) {
-      __builtin_prefetch(reinterpret_cast<const void*>(row_ + static_cast<std::uintptr_t>(line_ * kLineBytes)), 0, 2);
-      if (++line_ < lines_) continue;
-      line_ = 0;
-      row_ += row_step_;
-      --rows_;
+// Bytes of packed B that stay in the second-level cache beside two strips of A.
+int64_t panel_bytes(const CacheSizes& caches) { return caches.second_level / 8 * 5; }
+
+// Asks for the cache lines of a block. Addresses are integers here: they may lie behind the end of an array.
+void prefetch(const BlockSource& block) {
+  const int64_t rows = block.depth_runs_along_rows ? block.count : block.depth;
+  const int64_t bytes = 2 * (block.depth_runs_along_rows ? block.depth : block.count);
+  auto row = reinterpret_cast<std::uintptr_t>(block.from);
+  for (int64_t r = 0; r < rows; ++r, row += static_cast<std::uintptr_t>(block.stride) * sizeof(bf16)) {
+    for (int64_t at = 0; at < bytes; at += kLineBytes) {
+      __builtin_prefetch(reinterpret_cast<const void*>(row + static_cast<std::uintptr_t>(at)), 0, 2);
     }
   }
-
- private:
-  std::uintptr_t row_ = 0, row_step_ = 0;
-  int64_t lines_ = 0, rows_ = 0, line_ = 0;
-};
+}
 
 // sums[i] += the block's elements (p, i) over p.
 void add_sums(const BlockSource& block, float* sums) {
@@ -76,28 +66,25 @@ CacheSizes CacheSizes::of_this_machine() {
 
 BlockSizes choose_block_sizes(int64_t depth, const BlockUnit& unit, const CacheSizes& caches) {
   const int64_t steps = std::max<int64_t>(1, ceil_div(depth, kBlock));
-  const int64_t packed = kBlockFloats * unit.packed_bytes(), sums = kBlockFloats * 4;
-  BlockSizes best;
-  double least = 0.0;
-  for (const int64_t blocks : {1, 2}) {
-    // What is touched between two uses of the strip: itself, a panel of B, and sums.
-    const int64_t most = std::max<int64_t>(1, (caches.first_level - blocks * sums) / ((blocks + 1) * packed));
-    BlockSizes sizes;
-    sizes.strip_blocks = blocks;
-    sizes.steps = ceil_div(steps, ceil_div(steps, most));
-    sizes.passes = ceil_div(steps, sizes.steps);
-    const double bytes =
-        static_cast<double>(packed) / static_cast<double>(blocks) +
-        2.0 * static_cast<double>(sums * (sizes.passes - 1)) / static_cast<double>(sizes.passes * sizes.steps);
-    if (blocks == 1 || bytes < least) {
-      best = sizes;
-      least = bytes;
-    }
+  const int64_t piece = kBlockFloats * unit.packed_bytes(), sums = kBlockFloats * 4;
+  const int64_t first_level = caches.first_level / 8 * 7;
+  // Passes as long as the operands of a group and its sums fit the first-level cache.
+  const auto longest = [&](int64_t side) { return (first_level - side * side * sums) / (2 * side * piece); };
+  BlockSizes sizes;
+  int64_t most = longest(1);
+  if (!unit.outruns_second_level()) {
+    most = kSlowUnitSteps;
+  } else if (steps > most) {
+    sizes.side = 2;
+    most = longest(2);
   }
-  const int64_t panel_bytes = best.steps * packed;
-  const int64_t most_passes = std::max<int64_t>(1, caches.second_level / 8 * 5 / (panel_bytes * (kChunkCols / kBlock)));
-  best.round_passes = ceil_div(best.passes, ceil_div(best.passes, most_passes));
-  return best;
+  most = std::max<int64_t>(1, most);
+  sizes.steps = ceil_div(steps, ceil_div(steps, most));
+  sizes.passes = ceil_div(steps, sizes.steps);
+  const int64_t chunk = sizes.steps * piece * (kChunkCols / kBlock);  // of one pass
+  const int64_t most_passes = std::max<int64_t>(1, panel_bytes(caches) / chunk);
+  sizes.round_passes = ceil_div(sizes.passes, ceil_div(sizes.passes, most_passes));
+  return sizes;
 }
 
 CutCosts block_cut_costs(const BlockUnit& unit) {
@@ -125,156 +112,192 @@ BlockGemm::BlockGemm(const Bf16GemmArgs& args, const GemmCut& cut, const GemmEpi
       unit_(unit),
       sizes_(choose_block_sizes(args.k, unit, caches)),
       panel_unit_(cut.panel_unit),
+      group_panels_(std::max(sizes_.side, panel_unit_)),
+      rounds_(ceil_div(sizes_.passes, sizes_.round_passes)),
       stored_(args.c != nullptr || args.c_bf16 != nullptr),
-      block_floats_(kBlockFloats * unit.packed_bytes() / 4) {
-  const int64_t round_floats = sizes_.round_passes * sizes_.steps * block_floats_;
+      piece_floats_(kBlockFloats * unit.packed_bytes() / 4),
+      round_steps_(sizes_.round_passes * sizes_.steps) {
   const int64_t most = ceil_div(cut.panels / panel_unit_, cut.across) * panel_unit_;
-  const int64_t fit = std::clamp(caches.second_level / 8 * 5 / 4 / round_floats, panel_unit_, most);
+  const int64_t fit = std::clamp(panel_bytes(caches) / 4 / (round_steps_ * piece_floats_), group_panels_,
+                                 std::max(most, group_panels_));
   // Equal chunks, not a small one at the end.
   const int64_t chunks = ceil_div(most, fit);
-  chunk_ = ceil_div(ceil_div(most, chunks), panel_unit_) * panel_unit_;
+  chunk_ = ceil_div(ceil_div(most, chunks), group_panels_) * group_panels_;
 
-  // Between rounds the sums of all rows are kept, otherwise those of one strip.
-  const bool one_round = sizes_.round_passes == sizes_.passes;
+  for (std::size_t& strip : strips_) strip = take(sizes_.side * round_steps_ * piece_floats_);
+  panels_ = take(chunk_ * round_steps_ * piece_floats_);
+  // Sums of a group (and of the one before, see sums()); between rounds those of all rows.
   const int64_t blocks = ceil_div(ceil_div(args.m, kBlock), cut.down);
-  const int64_t kept = one_round ? sizes_.strip_blocks : ceil_div(blocks, sizes_.strip_blocks) * sizes_.strip_blocks;
-  strip_ = take(sizes_.strip_blocks * sizes_.steps * block_floats_);
-  panels_ = take(chunk_ * round_floats);
-  sums_ = take(kept * chunk_ * kBlockFloats);
+  sums_ = take((rounds_ == 1 ? 2 * sizes_.side * group_panels_ : ceil_div(blocks, sizes_.side) * sizes_.side * chunk_) *
+               kBlockFloats);
   a_sums_ = take(args.a_sums != nullptr ? blocks * kBlock : 0);
 }
 
-BlockSource BlockGemm::a_block(const Step& step, int64_t block) const {
-  const int64_t p = step.pass * sizes_.steps * kBlock, row = step.row + block * kBlock;
-  BlockSource source;
-  source.count = std::clamp<int64_t>(step.rows - block * kBlock, 0, kBlock);
-  source.depth = std::clamp<int64_t>(args_.k - p, 0, sizes_.steps * kBlock);
-  source.stride = args_.lda;
-  source.depth_runs_along_rows = !args_.a_transposed;
-  source.from = args_.a_transposed ? args_.a + p * args_.lda + row : args_.a + row * args_.lda + p;
-  return source;
+// Steps from the outermost loop to the innermost: chunks, rounds, strips.
+int64_t BlockGemm::step_count(const GemmPart& part) const {
+  return ceil_div(part.panels, chunk_) * rounds_ * ceil_div(part.rows, sizes_.side * kBlock);
 }
 
-BlockSource BlockGemm::b_panel(const Step& step, int64_t panel) const {
-  const int64_t p = step.pass * sizes_.steps * kBlock;
+BlockGemm::Step BlockGemm::step_at(const GemmPart& part, int64_t index) const {
+  const int64_t strip_rows = sizes_.side * kBlock, strips = ceil_div(part.rows, strip_rows);
+  const int64_t chunk = index / strips / rounds_;
+  Step step{};
+  step.index = index;
+  step.panel = part.panel + chunk * chunk_;
+  step.panels = std::min(chunk_, part.panel + part.panels - step.panel);
+  step.first_chunk = chunk == 0;
+  step.round = index / strips % rounds_;
+  const int64_t passes = std::min(sizes_.round_passes, sizes_.passes - step.round * sizes_.round_passes);
+  const int64_t steps = ceil_div(std::max<int64_t>(args_.k - first_depth(step), 0), kBlock);
+  step.depth = std::min(passes * sizes_.steps, steps);
+  step.strip = index % strips;
+  step.row = part.row + step.strip * strip_rows;
+  step.rows = std::min(strip_rows, part.row + part.rows - step.row);
+  return step;
+}
+
+BlockSource BlockGemm::a_source(const Step& step, int64_t block, int64_t first, int64_t count) const {
+  const int64_t p = first_depth(step) + first * kBlock, row = step.row + block * kBlock;
+  return {args_.a_transposed ? args_.a + p * args_.lda + row : args_.a + row * args_.lda + p, args_.lda,
+          std::min(step.rows - block * kBlock, kBlock), std::min(args_.k - p, count * kBlock), !args_.a_transposed};
+}
+
+BlockSource BlockGemm::b_source(const Step& step, int64_t panel, int64_t first, int64_t count) const {
+  const int64_t p = first_depth(step) + first * kBlock;
   const GemmPanel columns = panel_at(args_, step.panel + panel, kBlock);
-  BlockSource source;
-  source.count = columns.cols;
-  source.depth = std::clamp<int64_t>(args_.k - p, 0, sizes_.steps * kBlock);
-  source.stride = args_.ldb;
-  source.depth_runs_along_rows = args_.b_transposed;
-  source.from = args_.b_transposed ? args_.b + columns.col * args_.ldb + p : args_.b + p * args_.ldb + columns.col;
-  return source;
+  return {args_.b_transposed ? args_.b + columns.col * args_.ldb + p : args_.b + p * args_.ldb + columns.col, args_.ldb,
+          columns.cols, std::min(args_.k - p, count * kBlock), args_.b_transposed};
+}
+
+float* BlockGemm::packed_a(const Step& step, int64_t block, int64_t first, float* scratch) const {
+  return scratch + strips_[step.index % 2] + (block * round_steps_ + first) * piece_floats_;
+}
+
+float* BlockGemm::packed_b(int64_t panel, int64_t first, float* scratch) const {
+  return scratch + panels_ + (panel * round_steps_ + first) * piece_floats_;
 }
 
 float* BlockGemm::sums(const Step& step, int64_t panel, int64_t block, float* scratch) const {
-  const int64_t strip = sizes_.round_passes == sizes_.passes ? 0 : step.strip;
-  return scratch + sums_ + ((strip * sizes_.strip_blocks + block) * chunk_ + panel) * kBlockFloats;
+  // Groups of a single block take turns, so that one can be finished during the next.
+  const int64_t turn = sizes_.side == 1 ? panel / group_panels_ % 2 : 0;
+  const int64_t index = rounds_ == 1 ? (turn * sizes_.side + block) * group_panels_ + panel % group_panels_
+                                     : (step.strip * sizes_.side + block) * chunk_ + panel;
+  return scratch + sums_ + index * kBlockFloats;
+}
+
+void BlockGemm::pack_a(const GemmPart& part, const Step& step, int64_t from, int64_t to, float* scratch) const {
+  for (int64_t piece = from; piece < to; ++piece) {
+    const int64_t block = piece / step.depth, first = piece % step.depth;
+    if (first + kPiecesAhead < step.depth) prefetch(a_source(step, block, first + kPiecesAhead, 1));
+    if (args_.a_sums != nullptr && part.first_columns && step.first_chunk) {
+      add_a_sums(part, step, block, first, scratch);
+    }
+    unit_.pack_a(a_source(step, block, first, 1), packed_a(step, block, first, scratch));
+  }
+}
+
+void BlockGemm::add_a_sums(const GemmPart& part, const Step& step, int64_t block, int64_t first, float* scratch) const {
+  const int64_t row = step.row + block * kBlock;
+  float* const own = scratch + a_sums_ + (row - part.row);
+  if (step.round == 0 && first == 0) std::fill_n(own, kBlock, 0.0F);
+  const BlockSource source = a_source(step, block, first, 1);
+  add_sums(source, own);
+  if (!last_round(step) || first + 1 < step.depth) return;
+  for (int64_t i = 0; i < source.count; ++i) {
+    args_.a_sums[row + i] = args_.accumulate ? args_.a_sums[row + i] + own[i] : own[i];
+  }
+}
+
+void BlockGemm::pack_b(const Step& step, int64_t panel, int64_t from, int64_t to, float* scratch) const {
+  for (int64_t piece = from; piece < to; ++piece) {
+    const int64_t j = panel + piece / step.depth, first = piece % step.depth;
+    if (first + kPiecesAhead < step.depth) prefetch(b_source(step, j, first + kPiecesAhead, 1));
+    unit_.pack_b(b_source(step, j, first, 1), packed_b(j, first, scratch));
+  }
 }
 
 void BlockGemm::run(const GemmPart& part, float* scratch) const {
   const UnitScope scope(unit_);
-  const int64_t strip_rows = sizes_.strip_blocks * kBlock, strips = ceil_div(part.rows, strip_rows);
-  const int64_t rounds = ceil_div(sizes_.passes, sizes_.round_passes);
-  for (int64_t panel = 0; panel < part.panels; panel += chunk_) {
-    for (int64_t round = 0; round < rounds; ++round) {
-      const int64_t first = round * sizes_.round_passes;
-      const int64_t passes = std::min(sizes_.round_passes, sizes_.passes - first), steps = strips * passes;
-      const auto step_at = [&](int64_t index) {
-        Step step{};
-        step.panel = part.panel + panel;
-        step.panels = std::min(chunk_, part.panels - panel);
-        step.strip = index / passes;
-        step.strips = strips;
-        step.row = part.row + step.strip * strip_rows;
-        step.rows = std::min(strip_rows, part.row + part.rows - step.row);
-        step.pass = first + index % passes;
-        step.first_chunk = panel == 0;
-        return step;
-      };
-      for (int64_t s = 0; s < steps; ++s) {
-        const Step next = step_at(std::min(s + 1, steps - 1));
-        run_step(part, step_at(s), s + 1 < steps ? &next : nullptr, scratch);
-      }
-    }
-  }
-}
-
-void BlockGemm::pack_strip(const GemmPart& part, const Step& step, float* scratch) const {
-  for (int64_t b = 0; b * kBlock < step.rows; ++b) {
-    const BlockSource block = a_block(step, b);
-    if (args_.a_sums != nullptr && part.first_columns && step.first_chunk) {
-      float* const sums = scratch + a_sums_ + (step.row - part.row) + b * kBlock;
-      if (first_pass(step)) std::fill_n(sums, kBlock, 0.0F);
-      add_sums(block, sums);
-      if (last_pass(step)) {
-        float* const to = args_.a_sums + step.row + b * kBlock;
-        for (int64_t i = 0; i < block.count; ++i) to[i] = args_.accumulate ? to[i] + sums[i] : sums[i];
-      }
-    }
-    unit_.pack_a(block, scratch + strip_ + b * sizes_.steps * block_floats_);
+  const int64_t steps = step_count(part);
+  Step step = step_at(part, 0);
+  pack_a(part, step, 0, step.blocks() * step.depth, scratch);
+  for (int64_t s = 0; s < steps; ++s) {
+    const Step next = step_at(part, std::min(s + 1, steps - 1));
+    run_step(part, step, s + 1 < steps ? &next : nullptr, scratch);
+    step = next;
   }
 }
 
 void BlockGemm::run_step(const GemmPart& part, const Step& step, const Step* next, float* scratch) const {
-  pack_strip(part, step, scratch);
-  const bool packs = step.strip == 0;
-  const int64_t steps = a_block(step, 0).steps(), blocks = ceil_div(step.rows, kBlock);
-  // The next strip of A is asked for while this one is multiplied, and the next panel of B while this one is packed.
-  Wanted rows_soon;
-  if (next != nullptr) {
-    BlockSource source = a_block(*next, 0);
-    source.count = next->rows;
-    rows_soon = Wanted(source);
-  }
-  const int64_t lines = ceil_div(rows_soon.lines(), step.panels);
+  const int64_t groups = ceil_div(step.panels, group_panels_), passes = ceil_div(step.depth, sizes_.steps);
+  const int64_t blocks = step.blocks(), runs = std::max<int64_t>(passes, 1) * blocks;  // of a panel
+  const bool packs_b = step.strip == 0;
+  const auto panels_of = [&](int64_t group) { return std::min(group_panels_, step.panels - group * group_panels_); };
+  // The next strip is packed during all products of this one, the next group's panels during those of a group.
+  const int64_t a_pieces = next != nullptr ? next->blocks() * next->depth : 0, all = runs * step.panels;
+  int64_t a_done = 0, run = 0;
+  Finished waiting{0, 0, 0};
+  const auto finish_waiting = [&] {
+    finish(step, waiting, scratch);
+    waiting.panels = 0;
+  };
+  const auto overlaps = [&](const float* to) {
+    return to == sums(step, waiting.panel, waiting.block, scratch) ||
+           to == sums(step, waiting.panel + waiting.panels - 1, waiting.block, scratch);
+  };
 
-  float* const packed = scratch + panels_ + step.pass % sizes_.round_passes * chunk_ * sizes_.steps * block_floats_;
-  for (int64_t j = 0; j < step.panels; ++j) {
-    float* const panel = packed + j * sizes_.steps * block_floats_;
-    if (packs) {
-      unit_.pack_b(b_panel(step, j), panel);
-      if (j + 1 < step.panels) {
-        Wanted wanted(b_panel(step, j + 1));
-        wanted.ask(wanted.lines());
+  if (packs_b) pack_b(step, 0, 0, panels_of(0) * step.depth, scratch);
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t panel = g * group_panels_, panels = panels_of(g);
+    const int64_t b_pieces = packs_b && g + 1 < groups ? panels_of(g + 1) * step.depth : 0, own_runs = runs * panels;
+    int64_t b_done = 0, own_run = 0;
+    for (int64_t pass = 0; pass < std::max<int64_t>(passes, 1); ++pass) {
+      const int64_t first = pass * sizes_.steps, steps = std::min(sizes_.steps, step.depth - first);
+      const bool last = last_round(step) && pass + 1 >= passes;
+      for (int64_t block = 0; block < blocks; ++block) {
+        for (int64_t j = panel; j < panel + panels; ++j) {
+          float* const to = sums(step, j, block, scratch);
+          if (waiting.panels > 0 && overlaps(to)) finish_waiting();
+          unit_.multiply(steps, packed_a(step, block, first, scratch), packed_b(j, first, scratch), to, kBlock,
+                         step.round > 0 || pass > 0);
+          // A block later: the sums just computed are still on their way out of the unit.
+          if (waiting.panels > 0) finish_waiting();
+          if (last && (j + 1) % panel_unit_ == 0) waiting = {j + 1 - panel_unit_, panel_unit_, block};
+
+          const int64_t a_due = a_pieces * ++run / all, b_due = b_pieces * ++own_run / own_runs;
+          if (a_due > a_done) pack_a(part, *next, a_done, a_due, scratch);
+          if (b_due > b_done) pack_b(step, panel + panels, b_done, b_due, scratch);
+          a_done = a_due;
+          b_done = b_due;
+        }
       }
     }
-    rows_soon.ask(lines);
-    for (int64_t b = 0; b < blocks; ++b) {
-      unit_.multiply(steps, scratch + strip_ + b * sizes_.steps * block_floats_, panel, sums(step, j, b, scratch),
-                     kBlock, !first_pass(step));
-    }
-    // A panel behind: the sums just computed are still on their way out of the unit.
-    if (last_pass(step) && (j + 1) % panel_unit_ == 0 && j >= panel_unit_) {
-      finish(step, j + 1 - 2 * panel_unit_, panel_unit_, scratch);
-    }
   }
-  if (last_pass(step)) finish(step, step.panels - panel_unit_, panel_unit_, scratch);
+  if (waiting.panels > 0) finish_waiting();
 }
 
-void BlockGemm::finish(const Step& step, int64_t panel, int64_t panels, float* scratch) const {
-  const GemmPanel columns = panel_at(args_, step.panel + panel, kBlock);
-  for (int64_t b = 0; b * kBlock < step.rows; ++b) {
-    GemmBlock block{step.row + b * kBlock,
-                    std::min(kBlock, step.rows - b * kBlock),
-                    columns.col,
-                    columns.cols,
-                    sums(step, panel, b, scratch),
-                    kBlock};
-    GemmBlock second = block;
-    if (panels == 2) {
-      second.col += args_.n / 2;
-      second.values = block.second = sums(step, panel + 1, b, scratch);
-    }
-    if (args_.accumulate && stored_) {
-      add_stored(block, block.values);
-      if (panels == 2) add_stored(second, second.values);
-    }
-    if (epilogue_ != nullptr) epilogue_->apply(block);
-    if (!stored_) continue;
-    store(block, block.values);
-    if (panels == 2) store(second, second.values);
+void BlockGemm::finish(const Step& step, const Finished& finished, float* scratch) const {
+  const GemmPanel columns = panel_at(args_, step.panel + finished.panel, kBlock);
+  const int64_t rows = std::min(kBlock, step.rows - finished.block * kBlock);
+  GemmBlock block{step.row + finished.block * kBlock,
+                  rows,
+                  columns.col,
+                  columns.cols,
+                  sums(step, finished.panel, finished.block, scratch),
+                  kBlock};
+  GemmBlock second = block;
+  if (finished.panels == 2) {
+    second.col += args_.n / 2;
+    second.values = block.second = sums(step, finished.panel + 1, finished.block, scratch);
   }
+  if (args_.accumulate && stored_) {
+    add_stored(block, block.values);
+    if (finished.panels == 2) add_stored(second, second.values);
+  }
+  if (epilogue_ != nullptr) epilogue_->apply(block);
+  if (!stored_) return;
+  store(block, block.values);
+  if (finished.panels == 2) store(second, second.values);
 }
 
 void BlockGemm::add_stored(const GemmBlock& block, float* values) const {

@@ -38,6 +38,7 @@ class ConvertingUnit final : public BlockUnit {
   }
   // As measured with AVX-512, operands in the caches.
   Costs costs() const override { return {1100.0, 250.0, 120.0, 250.0, 120.0}; }
+  bool outruns_second_level() const override { return false; }
 
  private:
   static void pack(const BlockSource& block, float* to) {

@@ -48,6 +48,8 @@ class BlockUnit {
     double product, pack_a_along, pack_a_across, pack_b_along, pack_b_across;
   };
   virtual Costs costs() const = 0;
+  // Whether blocks are multiplied faster than both operands come out of the second-level cache.
+  virtual bool outruns_second_level() const = 0;
 };
 
 // Makes a unit ready on the calling thread for its lifetime.
@@ -84,7 +86,7 @@ struct BlockSizes {
   std::int64_t steps = 1;         // of the depth in a pass, kBlock each
   std::int64_t passes = 1;        // in all
   std::int64_t round_passes = 1;  // in a round
-  std::int64_t strip_blocks = 1;  // of rows in a strip
+  std::int64_t side = 1;          // groups are side x side blocks of C
 };
 // A function of the depth, the caches and the unit alone, so that sums run in one order however a product is cut.
 BlockSizes choose_block_sizes(std::int64_t depth, const BlockUnit& unit, const CacheSizes& caches);

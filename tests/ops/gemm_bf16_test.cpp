@@ -100,9 +100,9 @@ void expect_exact(const Bf16Matrix& actual, const Doubles& expected, double adde
   }
 }
 
-// In turn: several chunks of columns and rounds of single passes; strips of two blocks, with rounds; strips of two, one
-// round of several passes.
-const CacheSizes kCaches[] = {{12 << 10, 64 << 10}, {48 << 10, 256 << 10}, {48 << 10, 2048 << 10}};
+// With AMX in turn: groups of 2 x 2 with chunks of columns, and rounds of single passes; the same with rounds of
+// several passes; one round of several passes; one block and one pass up to a depth of 320.
+const CacheSizes kCaches[] = {{8 << 10, 64 << 10}, {8 << 10, 256 << 10}, {8 << 10, 2048 << 10}, {48 << 10, 2048 << 10}};
 
 class Bf16Gemm : public OnUnits {};
 
@@ -272,6 +272,12 @@ TEST_P(Bf16Gemm, a_product_over_no_depth_is_zero) {
   args.accumulate = false;
   gemm(args);
   EXPECT_TRUE(c.same_bits(Matrix(33, 7)));
+
+  Matrix sums = Matrix::filled(1, 33, 2.0F);
+  args.a_transposed = true;
+  args.a_sums = sums.tensor().f32();
+  gemm(args);
+  EXPECT_TRUE(sums.same_bits(Matrix(1, 33)));
 }
 
 TEST_P(Bf16Gemm, nan_and_infinity_stay_in_their_row) {
@@ -334,7 +340,9 @@ TEST_P(Bf16Gemm, block_sizes_cover_the_depth_and_fit_the_caches) {
       EXPECT_LT((sizes.passes - 1) * sizes.steps * cpu::kBlock, std::max<std::int64_t>(depth, 1));
       EXPECT_LE(sizes.round_passes, sizes.passes);
       const std::int64_t panel = sizes.steps * cpu::kBlock * cpu::kBlock * unit().packed_bytes();
-      EXPECT_LE((sizes.strip_blocks + 1) * panel + sizes.strip_blocks * 4096, caches.first_level) << depth;
+      if (unit().outruns_second_level()) {
+        EXPECT_LE(2 * sizes.side * panel + sizes.side * sizes.side * 4096, caches.first_level) << depth;
+      }
       EXPECT_LT(sizes.round_passes * panel * 4, caches.second_level) << depth;
     }
   }
