@@ -1,7 +1,7 @@
 // Matrix products of training steps: our fp32 tiles, OpenBLAS and our bf16 engine, in GFLOP/s and as a share of what
 // registers alone could do, measured in the same run.
-//   bench_gemm [--first_level=KB] [--second_level=KB] [Google Benchmark's options]
-// The two sizes are those of the caches that bf16 products are cut for (default: this machine's).
+//   bench_gemm [--second_level=KB] [Google Benchmark's options]
+// The size is that of the second-level cache that bf16 products are cut for (default: this machine's).
 #include <benchmark/benchmark.h>
 #include <omp.h>
 
@@ -138,7 +138,6 @@ std::int64_t take_option(int& argc, char** argv, const std::string& name, std::i
 
 int run(int argc, char** argv) {
   CacheSizes caches = CacheSizes::of_this_machine();
-  caches.first_level = take_option(argc, argv, "first_level", caches.first_level);
   caches.second_level = take_option(argc, argv, "second_level", caches.second_level);
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
@@ -153,8 +152,7 @@ int run(int argc, char** argv) {
   } else {
     std::printf("; no AMX: %s\n", cpu::amx_bf16().reason.c_str());
   }
-  std::printf("bf16 by %s, cut for caches of %ld KB and %ld KB\n", unit.c_str(),
-              static_cast<long>(caches.first_level >> 10U), static_cast<long>(caches.second_level >> 10U));
+  std::printf("bf16 by %s, cut for %ld KB\n", unit.c_str(), static_cast<long>(caches.second_level >> 10U));
 
   for (const Sizes& s : kSizes) {
     for (const Layout layout : {Layout::nt, Layout::nn, Layout::tn}) {

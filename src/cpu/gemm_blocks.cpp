@@ -18,8 +18,8 @@ constexpr int64_t kLineBytes = 64;
 constexpr int64_t kChunkCols = 512;
 // Pieces are asked for from memory this many before they are packed.
 constexpr int64_t kPiecesAhead = 2;
-// A pass of units that do not outrun the second-level cache.
-constexpr int64_t kSlowUnitSteps = 16;
+// Blocks of rows in a strip: each panel of B is read so many times in a row.
+constexpr int64_t kStripBlocks = 2;
 
 // Bytes of packed B that stay in the second-level cache beside two strips of A.
 int64_t panel_bytes(const CacheSizes& caches) { return caches.second_level / 8 * 5; }
@@ -56,34 +56,21 @@ void add_sums(const BlockSource& block, float* sums) {
 }  // namespace
 
 CacheSizes CacheSizes::of_this_machine() {
-  long first = 0, second = 0;
-#if defined(_SC_LEVEL1_DCACHE_SIZE) && defined(_SC_LEVEL2_CACHE_SIZE)
-  first = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+  long second = 0;
+#if defined(_SC_LEVEL2_CACHE_SIZE)
   second = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif
-  return {std::clamp(first, 32L << 10, 128L << 10), std::clamp(second, 256L << 10, 2048L << 10)};
+  return {std::clamp(second, 256L << 10, 2048L << 10)};
 }
 
 BlockSizes choose_block_sizes(int64_t depth, const BlockUnit& unit, const CacheSizes& caches) {
   const int64_t steps = std::max<int64_t>(1, ceil_div(depth, kBlock));
-  const int64_t piece = kBlockFloats * unit.packed_bytes(), sums = kBlockFloats * 4;
-  const int64_t first_level = caches.first_level / 8 * 7;
-  // Passes as long as the operands of a group and its sums fit the first-level cache.
-  const auto longest = [&](int64_t side) { return (first_level - side * side * sums) / (2 * side * piece); };
+  const int64_t chunk = kBlockFloats * unit.packed_bytes() * (kChunkCols / kBlock);  // of one step
+  const int64_t most = std::max<int64_t>(1, panel_bytes(caches) / chunk);
   BlockSizes sizes;
-  int64_t most = longest(1);
-  if (!unit.outruns_second_level()) {
-    most = kSlowUnitSteps;
-  } else if (steps > most) {
-    sizes.side = 2;
-    most = longest(2);
-  }
-  most = std::max<int64_t>(1, most);
   sizes.steps = ceil_div(steps, ceil_div(steps, most));
-  sizes.passes = ceil_div(steps, sizes.steps);
-  const int64_t chunk = sizes.steps * piece * (kChunkCols / kBlock);  // of one pass
-  const int64_t most_passes = std::max<int64_t>(1, panel_bytes(caches) / chunk);
-  sizes.round_passes = ceil_div(sizes.passes, ceil_div(sizes.passes, most_passes));
+  sizes.rounds = ceil_div(steps, sizes.steps);
+  sizes.strip = kStripBlocks;
   return sizes;
 }
 
@@ -112,87 +99,81 @@ BlockGemm::BlockGemm(const Bf16GemmArgs& args, const GemmCut& cut, const GemmEpi
       unit_(unit),
       sizes_(choose_block_sizes(args.k, unit, caches)),
       panel_unit_(cut.panel_unit),
-      group_panels_(std::max(sizes_.side, panel_unit_)),
-      rounds_(ceil_div(sizes_.passes, sizes_.round_passes)),
       stored_(args.c != nullptr || args.c_bf16 != nullptr),
-      piece_floats_(kBlockFloats * unit.packed_bytes() / 4),
-      round_steps_(sizes_.round_passes * sizes_.steps) {
+      piece_floats_(kBlockFloats * unit.packed_bytes() / 4) {
   const int64_t most = ceil_div(cut.panels / panel_unit_, cut.across) * panel_unit_;
-  const int64_t fit = std::clamp(panel_bytes(caches) / 4 / (round_steps_ * piece_floats_), group_panels_,
-                                 std::max(most, group_panels_));
+  const int64_t fit = std::clamp(panel_bytes(caches) / 4 / (sizes_.steps * piece_floats_), panel_unit_, most);
   // Equal chunks, not a small one at the end.
   const int64_t chunks = ceil_div(most, fit);
-  chunk_ = ceil_div(ceil_div(most, chunks), group_panels_) * group_panels_;
+  chunk_ = ceil_div(ceil_div(most, chunks), panel_unit_) * panel_unit_;
 
-  for (std::size_t& strip : strips_) strip = take(sizes_.side * round_steps_ * piece_floats_);
-  panels_ = take(chunk_ * round_steps_ * piece_floats_);
-  // Sums of a group (and of the one before, see sums()); between rounds those of all rows.
+  for (std::size_t& strip : strips_) strip = take(sizes_.strip * sizes_.steps * piece_floats_);
+  panels_ = take(chunk_ * sizes_.steps * piece_floats_);
+  // Sums of a strip's last panels; between rounds those of all rows.
   const int64_t blocks = ceil_div(ceil_div(args.m, kBlock), cut.down);
-  sums_ = take((rounds_ == 1 ? 2 * sizes_.side * group_panels_ : ceil_div(blocks, sizes_.side) * sizes_.side * chunk_) *
+  sums_ = take((sizes_.rounds == 1 ? 2 * sizes_.strip : ceil_div(blocks, sizes_.strip) * sizes_.strip * chunk_) *
                kBlockFloats);
   a_sums_ = take(args.a_sums != nullptr ? blocks * kBlock : 0);
 }
 
 // Steps from the outermost loop to the innermost: chunks, rounds, strips.
 int64_t BlockGemm::step_count(const GemmPart& part) const {
-  return ceil_div(part.panels, chunk_) * rounds_ * ceil_div(part.rows, sizes_.side * kBlock);
+  return ceil_div(part.panels, chunk_) * sizes_.rounds * ceil_div(part.rows, sizes_.strip * kBlock);
 }
 
 BlockGemm::Step BlockGemm::step_at(const GemmPart& part, int64_t index) const {
-  const int64_t strip_rows = sizes_.side * kBlock, strips = ceil_div(part.rows, strip_rows);
-  const int64_t chunk = index / strips / rounds_;
+  const int64_t strip_rows = sizes_.strip * kBlock, strips = ceil_div(part.rows, strip_rows);
+  const int64_t chunk = index / strips / sizes_.rounds;
   Step step{};
   step.index = index;
   step.panel = part.panel + chunk * chunk_;
   step.panels = std::min(chunk_, part.panel + part.panels - step.panel);
   step.first_chunk = chunk == 0;
-  step.round = index / strips % rounds_;
-  const int64_t passes = std::min(sizes_.round_passes, sizes_.passes - step.round * sizes_.round_passes);
-  const int64_t steps = ceil_div(std::max<int64_t>(args_.k - first_depth(step), 0), kBlock);
-  step.depth = std::min(passes * sizes_.steps, steps);
+  step.round = index / strips % sizes_.rounds;
+  step.depth = std::min(sizes_.steps, ceil_div(std::max<int64_t>(args_.k - first_depth(step), 0), kBlock));
   step.strip = index % strips;
   step.row = part.row + step.strip * strip_rows;
   step.rows = std::min(strip_rows, part.row + part.rows - step.row);
   return step;
 }
 
-BlockSource BlockGemm::a_source(const Step& step, int64_t block, int64_t first, int64_t count) const {
+BlockSource BlockGemm::a_piece(const Step& step, int64_t block, int64_t first) const {
   const int64_t p = first_depth(step) + first * kBlock, row = step.row + block * kBlock;
   return {args_.a_transposed ? args_.a + p * args_.lda + row : args_.a + row * args_.lda + p, args_.lda,
-          std::min(step.rows - block * kBlock, kBlock), std::min(args_.k - p, count * kBlock), !args_.a_transposed};
+          std::min(step.rows - block * kBlock, kBlock), std::min(args_.k - p, kBlock), !args_.a_transposed};
 }
 
-BlockSource BlockGemm::b_source(const Step& step, int64_t panel, int64_t first, int64_t count) const {
+BlockSource BlockGemm::b_piece(const Step& step, int64_t panel, int64_t first) const {
   const int64_t p = first_depth(step) + first * kBlock;
   const GemmPanel columns = panel_at(args_, step.panel + panel, kBlock);
   return {args_.b_transposed ? args_.b + columns.col * args_.ldb + p : args_.b + p * args_.ldb + columns.col, args_.ldb,
-          columns.cols, std::min(args_.k - p, count * kBlock), args_.b_transposed};
+          columns.cols, std::min(args_.k - p, kBlock), args_.b_transposed};
 }
 
 float* BlockGemm::packed_a(const Step& step, int64_t block, int64_t first, float* scratch) const {
-  return scratch + strips_[step.index % 2] + (block * round_steps_ + first) * piece_floats_;
+  return scratch + strips_[step.index % 2] + (block * sizes_.steps + first) * piece_floats_;
 }
 
 float* BlockGemm::packed_b(int64_t panel, int64_t first, float* scratch) const {
-  return scratch + panels_ + (panel * round_steps_ + first) * piece_floats_;
+  return scratch + panels_ + (panel * sizes_.steps + first) * piece_floats_;
 }
 
+// In one round: a place for each block of a pair of panels with halves; otherwise two places that take turns. Few, so
+// that they stay in the first-level cache.
 float* BlockGemm::sums(const Step& step, int64_t panel, int64_t block, float* scratch) const {
-  // Groups of a single block take turns, so that one can be finished during the next.
-  const int64_t turn = sizes_.side == 1 ? panel / group_panels_ % 2 : 0;
-  const int64_t index = rounds_ == 1 ? (turn * sizes_.side + block) * group_panels_ + panel % group_panels_
-                                     : (step.strip * sizes_.side + block) * chunk_ + panel;
-  return scratch + sums_ + index * kBlockFloats;
+  int64_t place = (step.strip * sizes_.strip + block) * chunk_ + panel;
+  if (sizes_.rounds == 1) place = args_.halves ? 2 * block + panel % 2 : (block + panel) % 2;
+  return scratch + sums_ + place * kBlockFloats;
 }
 
 void BlockGemm::pack_a(const GemmPart& part, const Step& step, int64_t from, int64_t to, float* scratch) const {
   for (int64_t piece = from; piece < to; ++piece) {
     const int64_t block = piece / step.depth, first = piece % step.depth;
-    if (first + kPiecesAhead < step.depth) prefetch(a_source(step, block, first + kPiecesAhead, 1));
+    if (first + kPiecesAhead < step.depth) prefetch(a_piece(step, block, first + kPiecesAhead));
     if (args_.a_sums != nullptr && part.first_columns && step.first_chunk) {
       add_a_sums(part, step, block, first, scratch);
     }
-    unit_.pack_a(a_source(step, block, first, 1), packed_a(step, block, first, scratch));
+    unit_.pack_a(a_piece(step, block, first), packed_a(step, block, first, scratch));
   }
 }
 
@@ -200,7 +181,7 @@ void BlockGemm::add_a_sums(const GemmPart& part, const Step& step, int64_t block
   const int64_t row = step.row + block * kBlock;
   float* const own = scratch + a_sums_ + (row - part.row);
   if (step.round == 0 && first == 0) std::fill_n(own, kBlock, 0.0F);
-  const BlockSource source = a_source(step, block, first, 1);
+  const BlockSource source = a_piece(step, block, first);
   add_sums(source, own);
   if (!last_round(step) || first + 1 < step.depth) return;
   for (int64_t i = 0; i < source.count; ++i) {
@@ -210,9 +191,8 @@ void BlockGemm::add_a_sums(const GemmPart& part, const Step& step, int64_t block
 
 void BlockGemm::pack_b(const Step& step, int64_t panel, int64_t from, int64_t to, float* scratch) const {
   for (int64_t piece = from; piece < to; ++piece) {
-    const int64_t j = panel + piece / step.depth, first = piece % step.depth;
-    if (first + kPiecesAhead < step.depth) prefetch(b_source(step, j, first + kPiecesAhead, 1));
-    unit_.pack_b(b_source(step, j, first, 1), packed_b(j, first, scratch));
+    if (piece + kPiecesAhead < step.depth) prefetch(b_piece(step, panel, piece + kPiecesAhead));
+    unit_.pack_b(b_piece(step, panel, piece), packed_b(panel, piece, scratch));
   }
 }
 
@@ -229,51 +209,37 @@ void BlockGemm::run(const GemmPart& part, float* scratch) const {
 }
 
 void BlockGemm::run_step(const GemmPart& part, const Step& step, const Step* next, float* scratch) const {
-  const int64_t groups = ceil_div(step.panels, group_panels_), passes = ceil_div(step.depth, sizes_.steps);
-  const int64_t blocks = step.blocks(), runs = std::max<int64_t>(passes, 1) * blocks;  // of a panel
-  const bool packs_b = step.strip == 0;
-  const auto panels_of = [&](int64_t group) { return std::min(group_panels_, step.panels - group * group_panels_); };
-  // The next strip is packed during all products of this one, the next group's panels during those of a group.
-  const int64_t a_pieces = next != nullptr ? next->blocks() * next->depth : 0, all = runs * step.panels;
-  int64_t a_done = 0, run = 0;
+  const int64_t blocks = step.blocks();
+  // Between blocks the next strip is packed piece by piece, and in the first strip the next panel.
+  const int64_t a_pieces = next != nullptr ? next->blocks() * next->depth : 0;
+  const int64_t b_pieces = step.strip == 0 ? step.depth : 0;
+  int64_t run = 0, a_done = 0;
   Finished waiting{0, 0, 0};
   const auto finish_waiting = [&] {
-    finish(step, waiting, scratch);
+    if (waiting.panels > 0) finish(step, waiting, scratch);
     waiting.panels = 0;
   };
-  const auto overlaps = [&](const float* to) {
-    return to == sums(step, waiting.panel, waiting.block, scratch) ||
-           to == sums(step, waiting.panel + waiting.panels - 1, waiting.block, scratch);
-  };
 
-  if (packs_b) pack_b(step, 0, 0, panels_of(0) * step.depth, scratch);
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t panel = g * group_panels_, panels = panels_of(g);
-    const int64_t b_pieces = packs_b && g + 1 < groups ? panels_of(g + 1) * step.depth : 0, own_runs = runs * panels;
-    int64_t b_done = 0, own_run = 0;
-    for (int64_t pass = 0; pass < std::max<int64_t>(passes, 1); ++pass) {
-      const int64_t first = pass * sizes_.steps, steps = std::min(sizes_.steps, step.depth - first);
-      const bool last = last_round(step) && pass + 1 >= passes;
-      for (int64_t block = 0; block < blocks; ++block) {
-        for (int64_t j = panel; j < panel + panels; ++j) {
-          float* const to = sums(step, j, block, scratch);
-          if (waiting.panels > 0 && overlaps(to)) finish_waiting();
-          unit_.multiply(steps, packed_a(step, block, first, scratch), packed_b(j, first, scratch), to, kBlock,
-                         step.round > 0 || pass > 0);
-          // A block later: the sums just computed are still on their way out of the unit.
-          if (waiting.panels > 0) finish_waiting();
-          if (last && (j + 1) % panel_unit_ == 0) waiting = {j + 1 - panel_unit_, panel_unit_, block};
+  if (b_pieces > 0) pack_b(step, 0, 0, b_pieces, scratch);
+  for (int64_t j = 0; j < step.panels; ++j) {
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t block = j % 2 == 0 ? i : blocks - 1 - i;
+      const bool backwards = (step.row / kBlock + block + step.panel + j) % 2 != 0;
+      float* const to = sums(step, j, block, scratch);
+      if (args_.halves && waiting.block == block) finish_waiting();  // its place is needed
+      unit_.multiply(step.depth, packed_a(step, block, 0, scratch), packed_b(j, 0, scratch), to, kBlock, step.round > 0,
+                     backwards);
+      // A block later: the sums just computed are still on their way out of the unit.
+      finish_waiting();
+      if (last_round(step) && (j + 1) % panel_unit_ == 0) waiting = {j + 1 - panel_unit_, panel_unit_, block};
 
-          const int64_t a_due = a_pieces * ++run / all, b_due = b_pieces * ++own_run / own_runs;
-          if (a_due > a_done) pack_a(part, *next, a_done, a_due, scratch);
-          if (b_due > b_done) pack_b(step, panel + panels, b_done, b_due, scratch);
-          a_done = a_due;
-          b_done = b_due;
-        }
-      }
+      const int64_t a_due = a_pieces * ++run / (step.panels * blocks);
+      if (a_due > a_done) pack_a(part, *next, a_done, a_due, scratch);
+      a_done = a_due;
+      if (j + 1 < step.panels) pack_b(step, j + 1, b_pieces * i / blocks, b_pieces * (i + 1) / blocks, scratch);
     }
   }
-  if (waiting.panels > 0) finish_waiting();
+  finish_waiting();
 }
 
 void BlockGemm::finish(const Step& step, const Finished& finished, float* scratch) const {
@@ -355,10 +321,10 @@ void multiply_block(const BlockUnit& unit, int64_t rows, int64_t cols, int64_t d
       const void* panel = static_cast<const char*>(packed_b) + packed_panels_bytes(unit, col, depth);
       float* const to = c + row * ldc + col;
       if (height == kBlock && width == kBlock) {
-        unit.multiply(block.steps(), packed_a, panel, to, ldc, accumulate);
+        unit.multiply(block.steps(), packed_a, panel, to, ldc, accumulate, false);
         continue;
       }
-      unit.multiply(block.steps(), packed_a, panel, edge, kBlock, false);
+      unit.multiply(block.steps(), packed_a, panel, edge, kBlock, false, false);
       for (int64_t i = 0; i < height; ++i) {
         for (int64_t j = 0; j < width; ++j) {
           to[i * ldc + j] = accumulate ? to[i * ldc + j] + edge[i * kBlock + j] : edge[i * kBlock + j];

@@ -1,19 +1,19 @@
 // The product of bf16 matrices, cut into blocks that a BlockUnit multiplies (internal to gemm*.cpp).
 //
-// Loops, from the outermost to the innermost: chunks of C's columns; rounds of the depth; strips of C's rows; groups of
-// blocks in a strip; passes of a round; blocks of a group. The part of B that belongs to a chunk and a round is packed
-// while the first strip meets it, and stays in the second-level cache for all strips. A strip of A is packed for the
-// round, piece by piece between the blocks of the strip before. The sums of a group stay in the first-level cache over
-// all passes of a round, through which A and B stream, each read once for `side` blocks.
+// Loops, from the outermost to the innermost: chunks of C's columns; rounds of the depth; strips of C's rows; panels of
+// the chunk; blocks of the strip. The part of B that belongs to a chunk and a round is packed while the first strip
+// meets it, piece by piece between blocks, and stays in the second-level cache for all strips; so is a strip of A,
+// during the strip before. A block's sums stay in registers for the whole round. Neighbours in a strip and in a panel
+// share an operand: each block runs over the depth in the direction opposite to that of the block before, and finds the
+// end of the shared operand in the first-level cache.
 //
-// With AMX a step of a block (32 x 32 x 32 multiply-adds) takes 64 cycles at peak. Measured on Emerald Rapids, a cache
-// line comes from the second-level cache in 1.3 cycles and from the third-level one in 6.5, and lines that are written
-// there and come back cost 4. For each step of a block a group of 2 x 2 reads 2 KB from the second-level cache, 42
-// cycles; one block alone would read 4 KB, 84 cycles. Its sums, 16 KB with 48 KB of first-level cache, leave room for
-// passes of three steps. Kept in the second-level cache between passes instead, with a strip of A in the first, they
-// would cost 256 cycles a block and pass, 43 a step for passes of six. Where the whole depth of a block of A and one of
-// B fits the first-level cache there is one pass, and a step reads 2 KB. From beyond the second-level cache comes, for
-// each step, 2 KB of A divided by the panels of a chunk, B divided by the strips of a part, and sums between rounds.
+// With AMX a step of a block (32 x 32 x 32 multiply-adds) takes 64 cycles at peak and reads 4 KB. Measured on Emerald
+// Rapids, a cache line comes from the first-level cache in 0.55 cycles, from the second-level one in 1.3 (84 for a
+// step), from the third-level one in 6.5, and a line of the second-level cache that is written and goes back costs 4:
+// sums that wait there between passes cost 340 cycles a block and pass, which is why the depth is not cut for the
+// first-level cache. With a division unit in the place of the matrix unit (16 cycles a product as well) a step took 94
+// cycles straight on and 85 with turning. From beyond the second-level cache comes, for each step, 2 KB of A divided by
+// the panels of a chunk, B divided by the strips of a part, and sums between rounds.
 #pragma once
 
 #include <cstddef>
@@ -53,17 +53,17 @@ class BlockGemm {
 
   Step step_at(const GemmPart& part, std::int64_t index) const;
   std::int64_t step_count(const GemmPart& part) const;
-  bool last_round(const Step& step) const { return (step.round + 1) * sizes_.round_passes >= sizes_.passes; }
-  std::int64_t first_depth(const Step& step) const { return step.round * sizes_.round_passes * sizes_.steps * kBlock; }
+  bool last_round(const Step& step) const { return step.round + 1 == sizes_.rounds; }
+  std::int64_t first_depth(const Step& step) const { return step.round * sizes_.steps * kBlock; }
 
-  // Steps [first, first + count) of a round for a block of rows, or for a panel.
-  BlockSource a_source(const Step& step, std::int64_t block, std::int64_t first, std::int64_t count) const;
-  BlockSource b_source(const Step& step, std::int64_t panel, std::int64_t first, std::int64_t count) const;
+  // Step `first` of a round for a block of rows, or for a panel.
+  BlockSource a_piece(const Step& step, std::int64_t block, std::int64_t first) const;
+  BlockSource b_piece(const Step& step, std::int64_t panel, std::int64_t first) const;
   float* packed_a(const Step& step, std::int64_t block, std::int64_t first, float* scratch) const;
   float* packed_b(std::int64_t panel, std::int64_t first, float* scratch) const;
   float* sums(const Step& step, std::int64_t panel, std::int64_t block, float* scratch) const;
 
-  // Packing in pieces of one step of a block: pieces [from, to) of a strip, or of the panels from `panel` on.
+  // Packing in pieces, one step of a block each: pieces [from, to) of a strip, or of a panel.
   void pack_a(const GemmPart& part, const Step& step, std::int64_t from, std::int64_t to, float* scratch) const;
   void pack_b(const Step& step, std::int64_t panel, std::int64_t from, std::int64_t to, float* scratch) const;
   void add_a_sums(const GemmPart& part, const Step& step, std::int64_t block, std::int64_t first, float* scratch) const;
@@ -80,10 +80,9 @@ class BlockGemm {
   const GemmEpilogue* epilogue_;
   const BlockUnit& unit_;
   BlockSizes sizes_;
-  std::int64_t panel_unit_, group_panels_, chunk_, rounds_;
+  std::int64_t panel_unit_, chunk_;
   bool stored_;
   std::int64_t piece_floats_;  // a packed step of a block
-  std::int64_t round_steps_;   // at most
   std::size_t strips_[2] = {}, panels_ = 0, sums_ = 0, a_sums_ = 0, floats_ = 0;
 };
 

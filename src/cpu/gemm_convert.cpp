@@ -32,13 +32,13 @@ class ConvertingUnit final : public BlockUnit {
   void end() const override {}
   void pack_a(const BlockSource& block, void* to) const override { pack(block, static_cast<float*>(to)); }
   void pack_b(const BlockSource& block, void* to) const override { pack(block, static_cast<float*>(to)); }
-  void multiply(int64_t steps, const void* a, const void* b, float* c, int64_t ldc, bool accumulate) const override {
+  void multiply(int64_t steps, const void* a, const void* b, float* c, int64_t ldc, bool accumulate,
+                bool) const override {
     cpu::multiply_block(AOrder::depth_major, kBlock, kBlock, steps * kBlock, static_cast<const float*>(a), kBlock,
                         static_cast<const float*>(b), kBlock, c, ldc, accumulate);
   }
   // As measured with AVX-512, operands in the caches.
   Costs costs() const override { return {1100.0, 250.0, 120.0, 250.0, 120.0}; }
-  bool outruns_second_level() const override { return false; }
 
  private:
   static void pack(const BlockSource& block, float* to) {

@@ -40,16 +40,15 @@ class BlockUnit {
   virtual void pack_b(const BlockSource& block, void* to) const = 0;
 
   // C [kBlock, kBlock] (+)= A' B' over `steps` * kBlock of the depth, from packed blocks. fp32, stride in floats.
-  virtual void multiply(std::int64_t steps, const void* a, const void* b, float* c, std::int64_t ldc,
-                        bool accumulate) const = 0;
+  // `backwards`: a unit may begin with the last step, where its caches still hold what was used last.
+  virtual void multiply(std::int64_t steps, const void* a, const void* b, float* c, std::int64_t ldc, bool accumulate,
+                        bool backwards) const = 0;
 
   // Cycles per step for a block's product, and for packing a block from rows that run along the depth, or across it.
   struct Costs {
     double product, pack_a_along, pack_a_across, pack_b_along, pack_b_across;
   };
   virtual Costs costs() const = 0;
-  // Whether blocks are multiplied faster than both operands come out of the second-level cache.
-  virtual bool outruns_second_level() const = 0;
 };
 
 // Makes a unit ready on the calling thread for its lifetime.
@@ -74,19 +73,17 @@ const BlockUnit* amx_unit();
 // The fastest one that this machine has.
 const BlockUnit& default_block_unit();
 
-// What blocks are chosen for, bytes of one core.
+// What blocks are chosen for.
 struct CacheSizes {
-  std::int64_t first_level = 0;  // data
-  std::int64_t second_level = 0;
+  std::int64_t second_level = 0;  // bytes for one core
   static CacheSizes of_this_machine();
 };
 
 // How a product is cut into blocks (gemm_blocks.h).
 struct BlockSizes {
-  std::int64_t steps = 1;         // of the depth in a pass, kBlock each
-  std::int64_t passes = 1;        // in all
-  std::int64_t round_passes = 1;  // in a round
-  std::int64_t side = 1;          // groups are side x side blocks of C
+  std::int64_t steps = 1;   // of the depth in a round, kBlock each
+  std::int64_t rounds = 1;  // that the depth is cut into
+  std::int64_t strip = 1;   // blocks of rows
 };
 // A function of the depth, the caches and the unit alone, so that sums run in one order however a product is cut.
 BlockSizes choose_block_sizes(std::int64_t depth, const BlockUnit& unit, const CacheSizes& caches);
