@@ -36,19 +36,27 @@ constexpr TileConfig full_tiles() {
 }
 inline constexpr TileConfig kFullTiles = full_tiles();
 
+// A block of A: its first tile, whose rows are row_bytes apart, and from there to the one below and to the next step.
+struct TiledA {
+  const bf16* at;
+  std::int64_t row_bytes, below, next;  // the last two in elements
+};
+
 // A block of C stays in tiles 0 to 3 for all steps; each step loads two tiles of A (4, 5) and two of B (6, 7) for four
 // products, which is the best that eight tiles allow.
 template <class Tiles>
-void multiply_tiles(std::int64_t steps, const bf16* a, const bf16* b, float* c, std::int64_t ldc, bool accumulate,
+void multiply_tiles(std::int64_t steps, const TiledA& tiled, const bf16* b, float* c, std::int64_t ldc, bool accumulate,
                     bool backwards) {
   const auto c_stride = ldc * static_cast<std::int64_t>(sizeof(float));
   float* const lower = c + kTileSide * ldc;
-  constexpr std::int64_t kStep = 2 * kTileElements;
+  const bf16* a = tiled.at;
+  std::int64_t a_next = tiled.next, b_next = 2 * kTileElements;
   if (backwards && steps > 0) {
-    a += (steps - 1) * kStep;
-    b += (steps - 1) * kStep;
+    a += (steps - 1) * a_next;
+    b += (steps - 1) * b_next;
+    a_next = -a_next;
+    b_next = -b_next;
   }
-  const std::int64_t stride = backwards ? -kStep : kStep;
   if (accumulate) {
     Tiles::template load<0>(c, c_stride);
     Tiles::template load<1>(c + kTileSide, c_stride);
@@ -61,16 +69,16 @@ void multiply_tiles(std::int64_t steps, const bf16* a, const bf16* b, float* c, 
     Tiles::template zero<3>();
   }
   for (std::int64_t s = 0; s < steps; ++s) {
-    Tiles::template load<4>(a, kTileRowBytes);
+    Tiles::template load<4>(a, tiled.row_bytes);
     Tiles::template load<6>(b, kTileRowBytes);
     Tiles::template dot_bf16<0, 4, 6>();
     Tiles::template load<7>(b + kTileElements, kTileRowBytes);
     Tiles::template dot_bf16<1, 4, 7>();
-    Tiles::template load<5>(a + kTileElements, kTileRowBytes);
+    Tiles::template load<5>(a + tiled.below, tiled.row_bytes);
     Tiles::template dot_bf16<2, 5, 6>();
     Tiles::template dot_bf16<3, 5, 7>();
-    a += stride;
-    b += stride;
+    a += a_next;
+    b += b_next;
   }
   Tiles::template store<0>(c, c_stride);
   Tiles::template store<1>(c + kTileSide, c_stride);
@@ -88,13 +96,19 @@ class TileUnit final : public BlockUnit {
   void end() const override { Tiles::release(); }
   void pack_a(const BlockSource& block, void* to) const override { pack_a_tiles(block, static_cast<bf16*>(to)); }
   void pack_b(const BlockSource& block, void* to) const override { pack_b_tiles(block, static_cast<bf16*>(to)); }
-  void multiply(std::int64_t steps, const void* a, const void* b, float* c, std::int64_t ldc, bool accumulate,
-                bool backwards) const override {
-    multiply_tiles<Tiles>(steps, static_cast<const bf16*>(a), static_cast<const bf16*>(b), c, ldc, accumulate,
-                          backwards);
+  // Where each row of a tile is one cache line.
+  bool reads_in_place(const BlockSource& block) const override {
+    return block.depth_runs_along_rows && block.count == kBlock && block.depth % kBlock == 0 &&
+           block.stride % kBlock == 0 && reinterpret_cast<std::uintptr_t>(block.from) % kTileRowBytes == 0;
   }
-  // A product takes 64 cycles at peak; see gemm_blocks.h. Packing is counted from the instructions, with operands beyond
-  // the second-level cache.
+  void multiply(std::int64_t steps, const BlockOperand& a, const void* b, float* c, std::int64_t ldc, bool accumulate,
+                bool backwards) const override {
+    TiledA tiled{static_cast<const bf16*>(a.at), kTileRowBytes, kTileElements, 2 * kTileElements};
+    if (a.stride != 0) tiled = {tiled.at, a.stride * 2, kTileSide * a.stride, kBlock};
+    multiply_tiles<Tiles>(steps, tiled, static_cast<const bf16*>(b), c, ldc, accumulate, backwards);
+  }
+  // A product takes 64 cycles at peak; see gemm_blocks.h. Packing is counted from the instructions, with operands
+  // beyond the second-level cache.
   Costs costs() const override { return {90.0, 70.0, 220.0, 220.0, 100.0}; }
 
  private:

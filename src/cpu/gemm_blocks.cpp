@@ -143,6 +143,18 @@ BlockSource BlockGemm::a_piece(const Step& step, int64_t block, int64_t first) c
           std::min(step.rows - block * kBlock, kBlock), std::min(args_.k - p, kBlock), !args_.a_transposed};
 }
 
+BlockSource BlockGemm::a_block(const Step& step, int64_t block) const {
+  BlockSource source = a_piece(step, block, 0);
+  source.depth = std::min(args_.k - first_depth(step), step.depth * kBlock);
+  return source;
+}
+
+BlockOperand BlockGemm::a_operand(const Step& step, int64_t block, float* scratch) const {
+  const BlockSource source = a_block(step, block);
+  if (unit_.reads_in_place(source)) return {source.from, source.stride};
+  return {packed_a(step, block, 0, scratch), 0};
+}
+
 BlockSource BlockGemm::b_piece(const Step& step, int64_t panel, int64_t first) const {
   const int64_t p = first_depth(step) + first * kBlock;
   const GemmPanel columns = panel_at(args_, step.panel + panel, kBlock);
@@ -173,7 +185,8 @@ void BlockGemm::pack_a(const GemmPart& part, const Step& step, int64_t from, int
     if (args_.a_sums != nullptr && part.first_columns && step.first_chunk) {
       add_a_sums(part, step, block, first, scratch);
     }
-    unit_.pack_a(a_piece(step, block, first), packed_a(step, block, first, scratch));
+    if (!unit_.reads_in_place(a_block(step, block)))
+      unit_.pack_a(a_piece(step, block, first), packed_a(step, block, first, scratch));
   }
 }
 
@@ -227,7 +240,8 @@ void BlockGemm::run_step(const GemmPart& part, const Step& step, const Step* nex
       const bool backwards = (step.row / kBlock + block + step.panel + j) % 2 != 0;
       float* const to = sums(step, j, block, scratch);
       if (args_.halves && waiting.block == block) finish_waiting();  // its place is needed
-      unit_.multiply(step.depth, packed_a(step, block, 0, scratch), packed_b(j, 0, scratch), to, kBlock, step.round > 0,
+      if (last_round(step) && stored_) prefetch_stored(step, j, block);
+      unit_.multiply(step.depth, a_operand(step, block, scratch), packed_b(j, 0, scratch), to, kBlock, step.round > 0,
                      backwards);
       // A block later: the sums just computed are still on their way out of the unit.
       finish_waiting();
@@ -240,6 +254,19 @@ void BlockGemm::run_step(const GemmPart& part, const Step& step, const Step* nex
     }
   }
   finish_waiting();
+}
+
+void BlockGemm::prefetch_stored(const Step& step, int64_t panel, int64_t block) const {
+  const int64_t at = (step.row + block * kBlock) * args_.ldc + panel_at(args_, step.panel + panel, kBlock).col;
+  const int64_t rows = std::min(kBlock, step.rows - block * kBlock);
+  for (int64_t r = 0; r < rows; ++r) {
+    if (args_.c != nullptr) {
+      __builtin_prefetch(args_.c + at + r * args_.ldc, 1);
+      __builtin_prefetch(args_.c + at + r * args_.ldc + kLineBytes / 4, 1);
+    } else {
+      __builtin_prefetch(args_.c_bf16 + at + r * args_.ldc, 1);
+    }
+  }
 }
 
 void BlockGemm::finish(const Step& step, const Finished& finished, float* scratch) const {
@@ -315,16 +342,18 @@ void multiply_block(const BlockUnit& unit, int64_t rows, int64_t cols, int64_t d
   for (int64_t row = 0; row < rows; row += kBlock) {
     const int64_t height = std::min(kBlock, rows - row);
     const BlockSource block{a + row * lda, lda, height, depth, true};
-    unit.pack_a(block, packed_a);
+    const bool in_place = unit.reads_in_place(block);
+    if (!in_place) unit.pack_a(block, packed_a);
+    const BlockOperand operand = in_place ? BlockOperand{block.from, lda} : BlockOperand{packed_a, 0};
     for (int64_t col = 0; col < cols; col += kBlock) {
       const int64_t width = std::min(kBlock, cols - col);
       const void* panel = static_cast<const char*>(packed_b) + packed_panels_bytes(unit, col, depth);
       float* const to = c + row * ldc + col;
       if (height == kBlock && width == kBlock) {
-        unit.multiply(block.steps(), packed_a, panel, to, ldc, accumulate, false);
+        unit.multiply(block.steps(), operand, panel, to, ldc, accumulate, false);
         continue;
       }
-      unit.multiply(block.steps(), packed_a, panel, edge, kBlock, false, false);
+      unit.multiply(block.steps(), operand, panel, edge, kBlock, false, false);
       for (int64_t i = 0; i < height; ++i) {
         for (int64_t j = 0; j < width; ++j) {
           to[i * ldc + j] = accumulate ? to[i * ldc + j] + edge[i * kBlock + j] : edge[i * kBlock + j];

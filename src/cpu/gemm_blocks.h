@@ -59,6 +59,9 @@ class BlockGemm {
   // Step `first` of a round for a block of rows, or for a panel.
   BlockSource a_piece(const Step& step, std::int64_t block, std::int64_t first) const;
   BlockSource b_piece(const Step& step, std::int64_t panel, std::int64_t first) const;
+  // A block of rows for the whole round: where multiply() finds it.
+  BlockSource a_block(const Step& step, std::int64_t block) const;
+  BlockOperand a_operand(const Step& step, std::int64_t block, float* scratch) const;
   float* packed_a(const Step& step, std::int64_t block, std::int64_t first, float* scratch) const;
   float* packed_b(std::int64_t panel, std::int64_t first, float* scratch) const;
   float* sums(const Step& step, std::int64_t panel, std::int64_t block, float* scratch) const;
@@ -71,6 +74,7 @@ class BlockGemm {
   void run_step(const GemmPart& part, const Step& step, const Step* next, float* scratch) const;
   // What follows the product, for one block, or two with halves.
   void finish(const Step& step, const Finished& finished, float* scratch) const;
+  void prefetch_stored(const Step& step, std::int64_t panel, std::int64_t block) const;
   void store(const GemmBlock& block, const float* values) const;
   void add_stored(const GemmBlock& block, float* values) const;
 

@@ -32,9 +32,10 @@ class ConvertingUnit final : public BlockUnit {
   void end() const override {}
   void pack_a(const BlockSource& block, void* to) const override { pack(block, static_cast<float*>(to)); }
   void pack_b(const BlockSource& block, void* to) const override { pack(block, static_cast<float*>(to)); }
-  void multiply(int64_t steps, const void* a, const void* b, float* c, int64_t ldc, bool accumulate,
+  bool reads_in_place(const BlockSource&) const override { return false; }
+  void multiply(int64_t steps, const BlockOperand& a, const void* b, float* c, int64_t ldc, bool accumulate,
                 bool) const override {
-    cpu::multiply_block(AOrder::depth_major, kBlock, kBlock, steps * kBlock, static_cast<const float*>(a), kBlock,
+    cpu::multiply_block(AOrder::depth_major, kBlock, kBlock, steps * kBlock, static_cast<const float*>(a.at), kBlock,
                         static_cast<const float*>(b), kBlock, c, ldc, accumulate);
   }
   // As measured with AVX-512, operands in the caches.

@@ -24,6 +24,12 @@ struct BlockSource {
   std::int64_t steps() const { return (depth + kBlock - 1) / kBlock; }
 };
 
+// Where a unit finds a block of A: packed, or, if it says so, in the matrix itself.
+struct BlockOperand {
+  const void* at = nullptr;
+  std::int64_t stride = 0;  // of a matrix, in elements; 0: packed
+};
+
 class BlockUnit {
  public:
   virtual ~BlockUnit() = default;
@@ -39,10 +45,13 @@ class BlockUnit {
   virtual void pack_a(const BlockSource& block, void* to) const = 0;
   virtual void pack_b(const BlockSource& block, void* to) const = 0;
 
+  // Whether multiply() can do without packing this block of A.
+  virtual bool reads_in_place(const BlockSource& block) const = 0;
+
   // C [kBlock, kBlock] (+)= A' B' over `steps` * kBlock of the depth, from packed blocks. fp32, stride in floats.
   // `backwards`: a unit may begin with the last step, where its caches still hold what was used last.
-  virtual void multiply(std::int64_t steps, const void* a, const void* b, float* c, std::int64_t ldc, bool accumulate,
-                        bool backwards) const = 0;
+  virtual void multiply(std::int64_t steps, const BlockOperand& a, const void* b, float* c, std::int64_t ldc,
+                        bool accumulate, bool backwards) const = 0;
 
   // Cycles per step for a block's product, and for packing a block from rows that run along the depth, or across it.
   struct Costs {

@@ -94,7 +94,7 @@ TEST(AmxEmulation, units_configure_and_release_on_the_thread_that_uses_them) {
 std::vector<float> multiply(const cpu::BlockUnit& unit, const Packed& a, const Packed& b, std::vector<float> c,
                             std::int64_t ldc, std::int64_t steps, bool accumulate, bool backwards = false) {
   const cpu::UnitScope scope(unit);
-  unit.multiply(steps, a.at, b.at, c.data(), ldc, accumulate, backwards);
+  unit.multiply(steps, {a.at, 0}, b.at, c.data(), ldc, accumulate, backwards);
   return c;
 }
 
@@ -122,7 +122,7 @@ TEST_P(AmxBlocks, multiply_whole_blocks_of_a_wider_matrix) {
   for (const bool accumulate : {false, true}) {
     std::vector<float> c(kBlock * ldc, 3.0F);
     const cpu::UnitScope scope(unit());
-    unit().multiply(3, left_floats, right_floats, c.data(), ldc, accumulate, !accumulate);
+    unit().multiply(3, {left_floats, 0}, right_floats, c.data(), ldc, accumulate, !accumulate);
     for (std::int64_t i = 0; i < kBlock; ++i) {
       for (std::int64_t j = 0; j < ldc; ++j) {
         double expected = accumulate || j >= kBlock ? 3.0 : 0.0;

@@ -1,6 +1,7 @@
 // Products of bf16 matrices. On small integers sums are exact in fp32, so that every way of cutting a product into
 // chunks, rounds, passes, strips and threads must give the very same numbers; on others the error is bounded by that of
 // fp32 sums and one rounding.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <mutex>
@@ -153,6 +154,30 @@ TEST_P(Bf16Gemm, a_deep_product_is_off_by_fp32_sums_and_one_rounding) {
       for (std::int64_t i = 0; i < s.m * s.n; ++i) {  // one rounding, of the very same sums
         ASSERT_EQ(rounded.tensor().bf16()[i].bits, to_bf16(c.tensor().f32()[i]).bits);
       }
+    }
+  }
+}
+
+// Units may read rows of A where they lie when these begin on cache lines.
+TEST_P(Bf16Gemm, aligned_rows_give_the_same_bits_as_others) {
+  for (const Sizes& s : {Sizes{70, 40, 96}, Sizes{64, 33, 100}, Sizes{96, 70, 1344}}) {
+    for (const bool b_transposed : {false, true}) {
+      Product product(s, false, b_transposed, false);
+      Gemm gemm(GemmEngine::tiles, unit());
+      Matrix expected(s.m, s.n), actual(s.m, s.n);
+      product.store(expected);
+      gemm(product.args);
+
+      const std::int64_t stride = (s.k + 31) / 32 * 32;
+      std::vector<bf16> memory(static_cast<std::size_t>(s.m * stride + 32), to_bf16(NAN));
+      const auto address = reinterpret_cast<std::uintptr_t>(memory.data());
+      bf16* const rows = memory.data() + ((64 - address % 64) % 64) / sizeof(bf16);
+      for (std::int64_t r = 0; r < s.m; ++r) std::copy_n(product.args.a + r * product.args.lda, s.k, rows + r * stride);
+      product.args.a = rows;
+      product.args.lda = stride;
+      product.store(actual);
+      gemm(product.args);
+      EXPECT_TRUE(actual.same_bits(expected)) << s.m << ", " << s.k;
     }
   }
 }
