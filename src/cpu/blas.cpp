@@ -15,7 +15,7 @@ namespace polaron::cpu {
 namespace {
 
 // What OpenBLAS should choose at least on this processor; null where its own choice stands.
-[[maybe_unused]] const char* better_kernels(std::string_view chosen) {
+[[maybe_unused]] const char* better_kernels([[maybe_unused]] std::string_view chosen) {
 #if defined(__x86_64__)
   for (const std::string_view modern : {"Haswell", "Zen", "SkylakeX", "Cooperlake", "Sapphirerapids"}) {
     if (chosen == modern) return nullptr;
