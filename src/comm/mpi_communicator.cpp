@@ -147,7 +147,7 @@ class MpiCommunicator final : public Communicator {
 
  private:
   static constexpr std::int64_t kPieceBytes = 1 << 20;
-  static constexpr std::size_t kInFlight = 8;
+  static constexpr std::size_t kInFlight = 32;
   static constexpr int kTag = 1;
 
   // Starts start(data, elements, request) for each piece of the segment; waits where too many are under way.

@@ -39,6 +39,14 @@ double without_sign_of_nan(double value) {
   return std::isnan(value) ? std::numeric_limits<double>::quiet_NaN() : value;
 }
 
+// A launcher may give its processes a terminal of their own whose text ends in a file: plain lines then.
+Console::Options console_options(const Communicator& communicator) {
+  Console::Options options;
+  options.quiet = communicator.rank() != 0;
+  if (communicator.size() > 1) options.terminal = Terminal{};
+  return options;
+}
+
 class Trainer {
  public:
   Trainer(const Config& config, const TrainOptions& options, Communicator& communicator)
@@ -53,7 +61,7 @@ class Trainer {
         steps_(session_),
         spikes_(session_.config.training.skip_loss_spikes,
                 checkpoint_ ? checkpoint_->state().loss_history : std::vector<double>{}),
-        console_(Console::Options{.quiet = !root_, .terminal = {}}) {
+        console_(console_options(communicator)) {
     if (checkpoint_) resume();
     loader_ = session_.open_loader(done_);
     if (checkpoint_ && loader_->fingerprint() != checkpoint_->state().data_fingerprint) {
