@@ -1,0 +1,89 @@
+// One start of a training run (train/trainer.h): its parts, and what happens when. Internal to train/.
+#pragma once
+
+#include <chrono>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "train/checkpoint.h"
+#include "train/console.h"
+#include "train/evaluate.h"
+#include "train/metrics.h"
+#include "train/session.h"
+#include "train/signals.h"
+#include "train/spikes.h"
+#include "train/step.h"
+#include "train/trainer.h"
+
+namespace polaron {
+
+class Trainer {
+ public:
+  Trainer(const Config& config, const TrainOptions& options, Communicator& communicator);
+
+  Exit run();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static double seconds_since(Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+  }
+
+  Exit loop();
+  void resume();
+  void open_run();
+  void describe();
+  bool stopping() const;
+  bool agree_to_stop();
+  void report_traffic();
+  void collect(bool wait);
+  void report(const StepOutcome& outcome);
+  void after_step();
+  void compare_weights();
+  void validate();
+  void sample();
+  void checkpoint();
+  Exit end(const std::string& reason, Exit code);
+  [[noreturn]] void stop_not_finite(const std::string& what, const std::string& details);
+  std::string newest_checkpoint() const;
+  std::int64_t tokens_per_step() const {
+    return session_.config.training.batch * session_.config.training.sequence_length;
+  }
+
+  template <class Record>
+  void log(const Record& record) {
+    if (metrics_) metrics_->write(record);
+  }
+
+  Clock::time_point start_;
+  TrainOptions options_;
+  Communicator& communicator_;
+  bool root_;                                   // this process writes
+  File lock_;                                   // on the run directory, where it exists
+  std::optional<CheckpointReader> checkpoint_;  // to resume from; gone once it is read
+  Session session_;
+  std::filesystem::path run_;
+  SignalGuard signals_;
+  StepRunner steps_;
+  SpikeDetector spikes_;
+  std::unique_ptr<Loader> loader_;
+  Console console_;
+  std::unique_ptr<MetricsLog> metrics_;
+  std::vector<std::int32_t> sample_prompt_;  // token ids
+  double gemm_rate_ = 0;
+
+  std::int64_t done_ = 0;        // updates queued
+  std::int64_t saved_ = -1;      // step of the newest checkpoint
+  std::int64_t evaluated_ = -1;  // step of the last validation
+  std::optional<Evaluation> last_evaluation_;
+  bool checkpoint_wanted_ = false;            // by a signal
+  std::int64_t moved_ = 0, steps_run_ = 0;    // bytes in steps, by this process
+  std::optional<std::int64_t> moved_a_step_;  // bytes, by all processes
+  bool ended_ = false;                        // the log has its last line
+  Clock::time_point last_report_;
+};
+
+}  // namespace polaron
