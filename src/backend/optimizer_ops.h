@@ -104,6 +104,10 @@ struct NewtonSchulzSpec {
   float norm_eps = 1e-7F;
   // torch.optim.Muon divides by max(norm, eps) instead.
   bool clamp_norm = false;
+  // f32, or bf16: the quotient x / norm, which is still computed in fp32, is rounded to bf16, and so is every matrix
+  // that the products make of it, A = X X^T, B = b A + c A^2 and X = a X + B X. Sums are fp32. That is how Keller
+  // Jordan's Muon and torch.optim.Muon compute; they round x before the division as well.
+  DType dtype = DType::f32;
 };
 
 enum class Sketch : std::uint8_t { columns, gaussian };
@@ -126,10 +130,10 @@ class MatrixOps {
                                  float* stack) = 0;
 
   // stack -> its orthogonalization by Newton-Schulz, in place. x with zero norm stays zero.
-  // X <- a X + (b A + c A^2) X, A = X X^T. `scratch`: newton_schulz_scratch(shape) floats.
+  // X <- a X + (b A + c A^2) X, A = X X^T. `scratch`: newton_schulz_scratch(shape, spec.dtype) floats.
   virtual void newton_schulz(Stream& stream, const StackShape& shape, const NewtonSchulzSpec& spec, float* stack,
                              float* scratch) = 0;
-  virtual std::int64_t newton_schulz_scratch(const StackShape& shape) const = 0;
+  virtual std::int64_t newton_schulz_scratch(const StackShape& shape, DType dtype) const = 0;
 
   // stack -> U V^T of its thin SVD restricted to singular values > rows * eps_fp32 * largest, in place (LAPACK; for
   // checks).

@@ -77,8 +77,8 @@ Exit run_bench_orthogonalize(const BenchCommand& command) {
   const DeviceBuffer basis = buffer(rows * rows);
   const DeviceBuffer factor = buffer(rows * cols);
   const DeviceBuffer product = buffer(rows * cols);
-  const DeviceBuffer scratch = buffer(ops.newton_schulz_scratch(shape));
   const NewtonSchulzSpec spec = newton_schulz_spec("polar_express", 0);
+  const DeviceBuffer scratch = buffer(ops.newton_schulz_scratch(shape, spec.dtype));
 
   Console console;
   console.line(fmt::format("{}   {} x {}", chosen.why, rows, cols));

@@ -57,6 +57,7 @@ enum class BasisKind : std::uint8_t { automatic, householder, cholesky_qr };
 enum class ScaleKind : std::uint8_t { original, match_rms_adamw, none };
 enum class RankCompensation : std::uint8_t { none, sqrt };
 enum class Orthogonalizer : std::uint8_t { newton_schulz, exact };
+enum class NewtonSchulzPrecision : std::uint8_t { fp32, bf16 };
 
 // A rank as the user gives it: a number of directions ("rank": 64), or a fraction of the model's width ("rank": "1/8").
 struct RankSpec {
@@ -86,6 +87,7 @@ struct OptimizerSettings {
   Orthogonalizer orthogonalizer = Orthogonalizer::newton_schulz;
   std::string coefficients = "polar_express";  // newton_schulz_tables.h
   std::int64_t newton_schulz_steps = 0;        // 0: the table's own number
+  NewtonSchulzPrecision newton_schulz_precision = NewtonSchulzPrecision::fp32;
   ScaleKind scale = ScaleKind::original;
   // low_rank_muon, low_rank_msgd
   RankSpec rank;

@@ -106,6 +106,15 @@ constexpr auto enum_names(Orthogonalizer) {
   });
 }
 
+constexpr auto enum_names(NewtonSchulzPrecision) {
+  return std::to_array<EnumName<NewtonSchulzPrecision>>({
+      {NewtonSchulzPrecision::fp32, "fp32", "as the momentum"},
+      {NewtonSchulzPrecision::bf16, "bf16",
+       "matrices rounded to bf16 before every product, sums in fp32, as torch.optim.Muon; on a CPU without AMX it is "
+       "slower than fp32, and refused unless `allow_slow_bf16` is set"},
+  });
+}
+
 constexpr auto enum_names(ModelPreset) {
   return std::to_array<EnumName<ModelPreset>>({
       {ModelPreset::gpt2, "gpt2", "LayerNorm, learned positions, GELU (tanh), biases, tied embeddings"},

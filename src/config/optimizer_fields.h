@@ -112,6 +112,11 @@ void describe(V& v, OptimizerSettings& c) {
            .applies = newton_schulz,
            .applies_to = "the newton_schulz orthogonalizer",
            .applies_instead = is_matrix_kind(c.kind) ? "the orthogonalizer here is exact" : ""});
+  v.field("newton_schulz_precision", c.newton_schulz_precision,
+          {.help = "what the Newton-Schulz iteration computes in",
+           .applies = newton_schulz,
+           .applies_to = "the newton_schulz orthogonalizer",
+           .applies_instead = is_matrix_kind(c.kind) ? "the orthogonalizer here is exact" : ""});
   v.field("scale", c.scale,
           {.help = "factor on the orthogonalized matrix [rows, columns]",
            .applies = is_matrix_kind(c.kind),

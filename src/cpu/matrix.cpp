@@ -4,6 +4,7 @@
 
 #include "cpu/blas.h"
 #include "cpu/families.h"
+#include "cpu/gemm_unit.h"
 #include "cpu/matrix_kernels.h"
 
 namespace polaron::cpu {
@@ -54,15 +55,21 @@ class CpuMatrixOps final : public MatrixOps {
                      float* scratch) override {
     check_stack(shape);
     require(spec.steps <= 0 || !spec.table.empty(), "a Newton-Schulz table needs a row");
-    const std::int64_t floats = newton_schulz_floats(shape.rows, shape.cols);
+    const std::int64_t floats = newton_schulz_slot(shape, spec.dtype);
+    const int threads = team_.threads_each(shape.count, shape.elements());
     team_.for_each(shape.count, shape.elements(), [&](std::int64_t i, int slot) {
-      cpu::newton_schulz(spec, shape.rows, shape.cols, stack + i * shape.elements(), scratch + slot * floats);
+      float* const x = stack + i * shape.elements();
+      if (spec.dtype == DType::bf16) {
+        newton_schulz_bf16(default_block_unit(), spec, shape.rows, shape.cols, x, scratch + slot * floats, threads);
+      } else {
+        cpu::newton_schulz(spec, shape.rows, shape.cols, x, scratch + slot * floats);
+      }
     });
   }
 
-  std::int64_t newton_schulz_scratch(const StackShape& shape) const override {
+  std::int64_t newton_schulz_scratch(const StackShape& shape, DType dtype) const override {
     check_stack(shape);
-    return team_.slots(shape.count, shape.elements()) * newton_schulz_floats(shape.rows, shape.cols);
+    return team_.slots(shape.count, shape.elements()) * newton_schulz_slot(shape, dtype);
   }
 
   void exact_polar(Stream&, const StackShape& shape, float* stack) override {
@@ -118,6 +125,14 @@ class CpuMatrixOps final : public MatrixOps {
   }
 
  private:
+  // Floats of scratch for one matrix in work.
+  std::int64_t newton_schulz_slot(const StackShape& shape, DType dtype) const {
+    require(dtype == DType::f32 || dtype == DType::bf16, "Newton-Schulz computes in fp32 or bf16");
+    if (dtype == DType::f32) return newton_schulz_floats(shape.rows, shape.cols);
+    return newton_schulz_bf16_floats(default_block_unit(), shape.rows, shape.cols,
+                                     team_.threads_each(shape.count, shape.elements()));
+  }
+
   MatrixTeam team_;
 };
 

@@ -10,6 +10,8 @@
 
 namespace polaron::cpu {
 
+class BlockUnit;  // gemm_unit.h
+
 // Sum of squares of x[0, n) in double: neither overflows nor underflows for any finite fp32 values. The order of
 // summation depends on n alone.
 double sum_of_squares(const float* x, std::int64_t n);
@@ -29,6 +31,16 @@ void update_factors(const MatrixTeam& team, const MatrixOps::UpdateRule& rule, s
 // newton_schulz.cpp: x [rows, cols] -> its orthogonalization; scratch of newton_schulz_floats(rows, cols) floats.
 std::int64_t newton_schulz_floats(std::int64_t rows, std::int64_t cols);
 void newton_schulz(const NewtonSchulzSpec& spec, std::int64_t rows, std::int64_t cols, float* x, float* scratch);
+// What x is divided by before the first step; 0 for x = 0, which stays as it is.
+double divisor_of(const NewtonSchulzSpec& spec, std::int64_t rows, std::int64_t cols, const float* x);
+// The coefficients of a step; spec.table is not empty.
+const NewtonSchulzRow& row_of(const NewtonSchulzSpec& spec, int step);
+
+// newton_schulz_bf16.cpp: the same in bf16 (NewtonSchulzSpec::dtype) by `threads` threads, whose number does not change
+// the result; scratch of newton_schulz_bf16_floats() floats.
+std::int64_t newton_schulz_bf16_floats(const BlockUnit& unit, std::int64_t rows, std::int64_t cols, int threads);
+void newton_schulz_bf16(const BlockUnit& unit, const NewtonSchulzSpec& spec, std::int64_t rows, std::int64_t cols,
+                        float* x, float* scratch, int threads);
 
 // low_rank.cpp: x [rows, cols], y [rows, rank].
 std::size_t basis_floats(std::int64_t rows, std::int64_t rank);

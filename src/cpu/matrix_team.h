@@ -31,6 +31,9 @@ class MatrixTeam {
     return one_each(count, elements) ? static_cast<int>(std::clamp<std::int64_t>(count, 1, threads_)) : 1;
   }
 
+  // Threads that share a matrix.
+  int threads_each(std::int64_t count, std::int64_t elements) const { return one_each(count, elements) ? 1 : threads_; }
+
   // Calls body(matrix, slot) for every matrix below `count`, slot < slots(count, elements). Matrix i always runs on the
   // same thread, so that the next op finds it in that cache.
   template <class Body>
@@ -41,7 +44,7 @@ class MatrixTeam {
       for (std::int64_t matrix = 0; matrix < count; ++matrix) body(matrix, omp_get_thread_num());
     } else {
       // A parallel region of one thread does not count as one: OpenBLAS must be told.
-      const ThreadLimit limit(one_each(count, elements) ? 1 : threads_);
+      const ThreadLimit limit(threads_each(count, elements));
       for (std::int64_t matrix = 0; matrix < count; ++matrix) body(matrix, 0);
     }
   }

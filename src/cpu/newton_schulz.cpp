@@ -78,10 +78,6 @@ void combine(const NewtonSchulzRow& row, const float* __restrict gram, const flo
   for (std::int64_t i = 0; i < n; ++i) m[i * n + i] += row.a;
 }
 
-const NewtonSchulzRow& row_of(const NewtonSchulzSpec& spec, int step) {
-  return spec.table[std::min(static_cast<std::size_t>(step), spec.table.size() - 1)];
-}
-
 // One past the last step of the run that starts with `step`.
 int end_of_run(const NewtonSchulzSpec& spec, bool wide, int step) {
   double slope = std::abs(static_cast<double>(row_of(spec, step).a));
@@ -96,14 +92,23 @@ int end_of_run(const NewtonSchulzSpec& spec, bool wide, int step) {
 
 }  // namespace
 
+const NewtonSchulzRow& row_of(const NewtonSchulzSpec& spec, int step) {
+  return spec.table[std::min(static_cast<std::size_t>(step), spec.table.size() - 1)];
+}
+
+double divisor_of(const NewtonSchulzSpec& spec, std::int64_t rows, std::int64_t cols, const float* x) {
+  const double norm = std::sqrt(sum_of_squares(x, rows * cols));
+  if (norm == 0.0) return 0.0;
+  const double eps = static_cast<double>(spec.norm_eps);
+  return spec.clamp_norm ? std::max(norm, eps) : norm * static_cast<double>(spec.norm_factor) + eps;
+}
+
 std::int64_t newton_schulz_floats(std::int64_t rows, std::int64_t cols) { return rows * cols + 4 * rows * rows; }
 
 void newton_schulz(const NewtonSchulzSpec& spec, std::int64_t rows, std::int64_t cols, float* x, float* scratch) {
   const std::int64_t elements = rows * cols;
-  const double norm = std::sqrt(sum_of_squares(x, elements));
-  if (norm == 0.0) return;
-  const double eps = static_cast<double>(spec.norm_eps);
-  const double divisor = spec.clamp_norm ? std::max(norm, eps) : norm * static_cast<double>(spec.norm_factor) + eps;
+  const double divisor = divisor_of(spec, rows, cols, x);
+  if (divisor == 0.0) return;
 
   const bool wide = cols >= kWide * rows;
   int runs = 0;

@@ -18,6 +18,10 @@ int elementwise_buffers(const OptimizerSettings& s) {
   return s.kind == OptimizerKind::adamw ? 2 : has_momentum(s) ? 1 : 0;
 }
 
+DType newton_schulz_dtype(const OptimizerSettings& s) {
+  return s.newton_schulz_precision == NewtonSchulzPrecision::bf16 ? DType::bf16 : DType::f32;
+}
+
 std::string elementwise_name(const OptimizerSettings& s, int buffer, const Parameter& p) {
   return (s.kind != OptimizerKind::adamw ? "sgd.momentum." : buffer == 0 ? "adamw.m." : "adamw.v.") + p.name;
 }
@@ -70,7 +74,8 @@ Optimizer::Plan Optimizer::plan(const Assignment& assignment, const Ownership& o
     factor = std::max(factor, kept * matrices.rank * matrices.cols);
     if (count == 0) continue;
     const StackShape iterated{count, matrices.rank > 0 ? matrices.rank : matrices.rows, matrices.cols};
-    iteration = std::max(iteration, backend.matrix().newton_schulz_scratch(iterated));
+    iteration =
+        std::max(iteration, backend.matrix().newton_schulz_scratch(iterated, newton_schulz_dtype(matrices.settings)));
   }
   plan.scratch.add("stack", DType::f32, 1, stack);
   plan.scratch.add("basis", DType::f32, 1, basis);
@@ -230,8 +235,8 @@ void Optimizer::orthogonalize(Stream& stream, const OptimizerSettings& settings,
   if (settings.orthogonalizer == Orthogonalizer::exact) {
     backend_.matrix().exact_polar(stream, shape, matrix);
   } else {
-    const NewtonSchulzSpec spec =
-        newton_schulz_spec(settings.coefficients, static_cast<int>(settings.newton_schulz_steps));
+    NewtonSchulzSpec spec = newton_schulz_spec(settings.coefficients, static_cast<int>(settings.newton_schulz_steps));
+    spec.dtype = newton_schulz_dtype(settings);
     backend_.matrix().newton_schulz(stream, shape, spec, matrix, scratch_.tensor(3).f32());
   }
 }

@@ -227,8 +227,8 @@ class ProfiledMatrix final : public MatrixOps {
     record_("Newton-Schulz", stream, spec.steps * step, 8 * elements_of(shape),
             [&] { inner_.newton_schulz(stream, shape, spec, stack, scratch); });
   }
-  std::int64_t newton_schulz_scratch(const StackShape& shape) const override {
-    return inner_.newton_schulz_scratch(shape);
+  std::int64_t newton_schulz_scratch(const StackShape& shape, DType dtype) const override {
+    return inner_.newton_schulz_scratch(shape, dtype);
   }
   void exact_polar(Stream& stream, const StackShape& shape, float* stack) override {
     record_("exact polar factor", stream, 0, 8 * elements_of(shape), [&] { inner_.exact_polar(stream, shape, stack); });

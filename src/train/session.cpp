@@ -46,12 +46,17 @@ Config resolved(Config config, const std::optional<Vocabulary>& vocabulary) {
   return config;
 }
 
-void check_precision(const Config& config, Device& device) {
+void check_precision(const Config& config, const Assignment& assignment, Device& device) {
   const std::string reason = device.info().slow_bf16;
-  if (!computed_in_bf16(config) || reason.empty() || config.allow_slow_bf16) return;
-  throw Error(Exit::usage, fmt::format("precision \"bf16\": products of bf16 would be slower than fp32's here: {}. Use "
+  if (reason.empty() || config.allow_slow_bf16) return;
+  const bool newton_schulz =
+      std::any_of(assignment.classes.begin(), assignment.classes.end(), [](const MatrixClass& matrices) {
+        return matrices.settings.newton_schulz_precision == NewtonSchulzPrecision::bf16;
+      });
+  if (!computed_in_bf16(config) && !newton_schulz) return;
+  throw Error(Exit::usage, fmt::format("{} \"bf16\": products of bf16 would be slower than fp32's here: {}. Use "
                                        "\"fp32\", or set allow_slow_bf16 to true to compute so all the same.",
-                                       reason));
+                                       computed_in_bf16(config) ? "precision" : "newton_schulz_precision", reason));
 }
 
 void check_memory(const MemoryPlan& memory, Device& device) {
@@ -133,8 +138,8 @@ Session::Session(Config given, bool initialize, Communicator& communicator_)
       backend(*chosen.backend),
       communicator(communicator_),
       table(config.model) {
-  check_precision(config, backend.device());
   Assignment assignment = assign_optimizers(config.optimizer, config.model, table);
+  check_precision(config, assignment, backend.device());
   if (communicator.size() > 1) {
     check_same_start(config, communicator);
     check_processes(config, assignment, communicator.size());

@@ -249,7 +249,7 @@ MatrixOpsHarness::~MatrixOpsHarness() = default;
 std::vector<float> MatrixOpsHarness::newton_schulz(const StackShape& shape, const NewtonSchulzSpec& spec,
                                                    std::vector<float> stack) {
   // Scratch arrives as it happens to be.
-  std::vector<float> scratch(static_cast<std::size_t>(ops_->newton_schulz_scratch(shape)), std::nanf(""));
+  std::vector<float> scratch(static_cast<std::size_t>(ops_->newton_schulz_scratch(shape, spec.dtype)), std::nanf(""));
   ops_->newton_schulz(*stream_, shape, spec, stack.data(), scratch.data());
   return stack;
 }

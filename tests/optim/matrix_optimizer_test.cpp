@@ -40,7 +40,7 @@ void step_at_full_rank(Stepper& stepper, const OptimizerSettings& s, const std::
       const auto elements = static_cast<std::size_t>(shape.elements());
       std::vector<float> momentum(elements), stack(elements), factor(elements);
       std::vector<float> basis(static_cast<std::size_t>(c.rows * c.rows));
-      std::vector<float> scratch(static_cast<std::size_t>(ops.newton_schulz_scratch(shape)));
+      std::vector<float> scratch(static_cast<std::size_t>(ops.newton_schulz_scratch(shape, DType::f32)));
       const MatrixView g = view(gradient.data()), w = view(stepper.weights_on_device());
       float* const buffer = momentum.data();
       ops.momentum_to_stack(stream, {MomentumKind::ema, static_cast<float>(s.momentum), s.nesterov}, {},

@@ -97,8 +97,8 @@ class GroupedBackend final : public Backend {
                        float* scratch) override {
       ops_.newton_schulz(stream, shape, spec, stack, scratch);
     }
-    std::int64_t newton_schulz_scratch(const StackShape& shape) const override {
-      return ops_.newton_schulz_scratch(shape);
+    std::int64_t newton_schulz_scratch(const StackShape& shape, DType dtype) const override {
+      return ops_.newton_schulz_scratch(shape, dtype);
     }
     void exact_polar(Stream& stream, const StackShape& shape, float* stack) override {
       ops_.exact_polar(stream, shape, stack);
