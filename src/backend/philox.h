@@ -6,11 +6,7 @@
 #include <array>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define POLARON_HD __host__ __device__
-#else
-#define POLARON_HD
-#endif
+#include "backend/host_device.h"
 
 namespace polaron {
 

@@ -1,0 +1,421 @@
+#include "emulation/block.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <new>
+#include <stdexcept>
+
+// The sanitizers' interfaces, null where the program is built without them. This file itself is compiled without: its
+// switches would look like races and broken stacks.
+extern "C" {
+[[gnu::weak]] void __asan_unpoison_memory_region(const volatile void*, std::size_t);
+[[gnu::weak]] void* __tsan_get_current_fiber();
+[[gnu::weak]] void* __tsan_create_fiber(unsigned);
+[[gnu::weak]] void __tsan_destroy_fiber(void*);
+[[gnu::weak]] void __tsan_switch_to_fiber(void*, unsigned);
+[[gnu::weak]] void __tsan_acquire(void*);
+[[gnu::weak]] void __tsan_release(void*);
+}
+
+constinit thread_local uint3 threadIdx{}, blockIdx{};
+constinit thread_local dim3 blockDim{}, gridDim{};
+
+namespace polaron::cuda::emulation {
+namespace {
+
+constexpr unsigned kSwitchWithoutOrder = 1;  // for ThreadSanitizer: a switch orders nothing, only meetings do
+
+thread_local BlockRunner* current_runner = nullptr;
+
+void acquire(void* sync) {
+  if (&__tsan_acquire != nullptr) __tsan_acquire(sync);
+}
+void release(void* sync) {
+  if (&__tsan_release != nullptr) __tsan_release(sync);
+}
+
+std::string text_of(uint3 index) {
+  return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) + ")";
+}
+
+std::string text_of(const Where& where) {
+  const std::string path = where.file_name();
+  return path.substr(path.rfind('/') + 1) + ":" + std::to_string(where.line());
+}
+
+bool same(const Where& a, const Where& b) {
+  return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0;
+}
+
+const char* text_of(WarpOp op) {
+  switch (op) {
+    case WarpOp::sync:
+      return "__syncwarp";
+    case WarpOp::shuffle:
+      return "a shuffle";
+    case WarpOp::ballot:
+      return "a vote";
+    case WarpOp::add:
+      return "__reduce_add_sync";
+  }
+  return "?";
+}
+
+// SplitMix64 (Steele, Lea and Flood 2014).
+std::uint64_t scramble(std::uint64_t x) {
+  x += 0x9E3779B97F4A7C15U;
+  x = (x ^ (x >> 30U)) * 0xBF58476D1CE4E5B9U;
+  x = (x ^ (x >> 27U)) * 0x94D049BB133111EBU;
+  return x ^ (x >> 31U);
+}
+
+}  // namespace
+
+void* static_shared_memory(const void* key, std::size_t bytes) {
+  return BlockRunner::current().static_shared(key, bytes);
+}
+void* dynamic_shared_memory() { return BlockRunner::current().dynamic_shared(); }
+void block_barrier(const Where& where) { BlockRunner::current().barrier(where); }
+std::uint64_t warp_operation(WarpOp op, unsigned mask, std::uint64_t value, int source, const Where& where) {
+  return BlockRunner::current().warp_operation(op, mask, value, source, where);
+}
+int lane() { return BlockRunner::current().lane(); }
+
+BlockRunner& BlockRunner::current() {
+  if (current_runner == nullptr) throw std::logic_error("device code ran outside of a kernel");
+  return *current_runner;
+}
+
+BlockRunner::BlockRunner() = default;
+BlockRunner::~BlockRunner() { abandon(); }
+
+void BlockRunner::Freed::operator()(void* memory) const { std::free(memory); }
+
+// Memory of exactly this size, so that AddressSanitizer sees what goes beyond; all bits set are NaN in every format.
+BlockRunner::Memory BlockRunner::poisoned(std::size_t bytes) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 128, std::max<std::size_t>(bytes, 1)) != 0) throw std::bad_alloc();
+  std::memset(memory, 0xFF, bytes);
+  return Memory(memory);
+}
+
+void* BlockRunner::static_shared(const void* key, std::size_t bytes) {
+  for (const auto& [known, memory] : static_shared_) {
+    if (known == key) return memory.get();
+  }
+  static_shared_.emplace_back(key, poisoned(bytes));
+  return static_shared_.back().second.get();
+}
+
+void BlockRunner::run(const KernelRun& run, uint3 block) {
+  begin(run, block);
+  kernel = &run;
+  current_runner = this;
+  const auto end = [&] {
+    current_runner = nullptr;
+    kernel = nullptr;
+    dynamic_shared_.reset();
+    static_shared_.clear();
+  };
+  try {
+    turns();
+  } catch (...) {
+    abandon();
+    end();
+    throw;
+  }
+  acquire(&end_sync_);  // before shared memory is freed
+  end();
+}
+
+void BlockRunner::begin(const KernelRun& run, uint3 block) {
+  const dim3 size = run.size.threads, grid = run.size.blocks;
+  count_ = static_cast<int>(size.x * size.y * size.z);
+  stacks_.reserve(1024);
+  if (threads_.empty()) threads_.resize(1024);
+  order_.resize(static_cast<std::size_t>(count_));
+  const std::size_t warps = (static_cast<std::size_t>(count_) + 31) / 32;
+  warp_sync_.resize(std::max(warp_sync_.size(), warps * kSyncs));
+  warp_meetings_.assign(warps, 0);
+  block_ = block;
+  block_number_ = block.x + grid.x * (block.y + std::uint64_t{grid.y} * block.z);
+  blockIdx = block;
+  blockDim = size;
+  gridDim = grid;
+  phase_ = 0;
+  finished_ = waiting_ = 0;
+  fault_.clear();
+  dynamic_shared_ = poisoned(run.size.shared);
+  if (&__tsan_get_current_fiber != nullptr) tsan_scheduler_ = __tsan_get_current_fiber();
+  for (int i = 0; i < count_; ++i) {
+    Thread& thread = threads_[static_cast<std::size_t>(i)];
+    thread.state = State::ready;
+    const auto n = static_cast<unsigned>(i);
+    thread.index = {n % size.x, n / size.x % size.y, n / size.x / size.y};
+    prepare(thread.context, stacks_.stack(i), Stacks::kBytes, &BlockRunner::fiber_main, this);
+    if (&__tsan_create_fiber != nullptr && thread.tsan_fiber == nullptr) thread.tsan_fiber = __tsan_create_fiber(0);
+  }
+  release(&begin_sync_);
+}
+
+void BlockRunner::fiber_main(void* argument) {
+  auto& runner = *static_cast<BlockRunner*>(argument);
+  acquire(&runner.begin_sync_);
+  acquire(&runner.end_sync_);  // blocks that shared this memory before
+  try {
+    runner.kernel.load()->body();
+  } catch (const std::exception& error) {
+    runner.fault_ = error.what();
+  }
+  release(&runner.end_sync_);
+  runner.threads_[static_cast<std::size_t>(runner.running_)].state = State::finished;
+  ++runner.finished_;
+  runner.leave();
+}
+
+void BlockRunner::enter(int thread) {
+  Thread& to = threads_[static_cast<std::size_t>(thread)];
+  running_ = thread;
+  threadIdx = to.index;
+  switches.fetch_add(1, std::memory_order_relaxed);
+  if (&__tsan_switch_to_fiber != nullptr) __tsan_switch_to_fiber(to.tsan_fiber, kSwitchWithoutOrder);
+  switch_context(scheduler_, to.context);
+}
+
+void BlockRunner::leave() {
+  Thread& from = threads_[static_cast<std::size_t>(running_)];
+  if (&__tsan_switch_to_fiber != nullptr) __tsan_switch_to_fiber(tsan_scheduler_, kSwitchWithoutOrder);
+  switch_context(from.context, scheduler_);
+}
+
+void BlockRunner::arrange(std::uint64_t pass) {
+  const Options& options = kernel.load()->options;
+  if (options.order != Order::random) {
+    if (pass > 0) return;
+    for (int i = 0; i < count_; ++i) order_[i] = options.order == Order::forward ? i : count_ - 1 - i;
+    return;
+  }
+  if (pass == 0) {
+    for (int i = 0; i < count_; ++i) order_[i] = i;
+  }
+  std::uint64_t random = scramble(options.seed ^ scramble(block_number_ * 0x10001U + pass));
+  for (int i = count_ - 1; i > 0; --i) {
+    random = scramble(random);
+    std::swap(order_[i], order_[static_cast<int>(random % static_cast<std::uint64_t>(i + 1))]);
+  }
+}
+
+void BlockRunner::turns() {
+  const auto start = std::chrono::steady_clock::now();
+  for (std::uint64_t pass = 0; finished_ < count_; ++pass) {
+    arrange(pass);
+    bool moved = false;
+    for (const int thread : order_) {
+      if (threads_[static_cast<std::size_t>(thread)].state != State::ready) continue;
+      enter(thread);
+      moved = true;
+      if (!fault_.empty()) fail(name_of(thread) + " " + fault_);
+    }
+    if (waiting_ == count_) {
+      release_barrier();
+    } else if (!moved) {
+      describe_standstill();
+    }
+    if (pass % 256 == 255) {
+      const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
+      if (spent.count() > kernel.load()->options.seconds_a_block) fail("does not come to an end");
+    }
+  }
+}
+
+void BlockRunner::barrier(const Where& where) {
+  Thread& me = threads_[static_cast<std::size_t>(running_)];
+  me.state = State::at_barrier;
+  me.where = where;
+  ++waiting_;
+  // One variable would not do: threads that have gone on arrive at the next barrier while others still have to leave
+  // this one, and what they release must not reach these.
+  char* const sync = &barrier_sync_[phase_ % 2];
+  release(sync);
+  leave();
+  acquire(sync);
+}
+
+void BlockRunner::release_barrier() {
+  const Thread& first = threads_[0];
+  for (int i = 0; i < count_; ++i) {
+    Thread& thread = threads_[static_cast<std::size_t>(i)];
+    if (!same(thread.where, first.where)) {
+      fail("divergent __syncthreads: " + name_of(0) + standing(0) + ", but " + name_of(i) + standing(i));
+    }
+    thread.state = State::ready;
+  }
+  waiting_ = 0;
+  ++phase_;
+}
+
+std::uint64_t BlockRunner::warp_operation(WarpOp op, unsigned mask, std::uint64_t value, int source,
+                                          const Where& where) {
+  Thread& me = threads_[static_cast<std::size_t>(running_)];
+  const int first = running_ / 32 * 32;
+  const auto bit = [](int lane) { return 1U << static_cast<unsigned>(lane); };
+  if ((mask & bit(running_ - first)) == 0) {
+    fail_in_fiber("calls " + std::string(text_of(op)) + " at " + text_of(where) +
+                  " with a mask that lacks its own lane");
+  }
+  if (first + 32 - std::countl_zero(mask) > count_) {
+    fail_in_fiber("calls " + std::string(text_of(op)) + " at " + text_of(where) +
+                  " with a mask of lanes that do not exist");
+  }
+  if (op == WarpOp::shuffle && (source < 0 || source > 31 || (mask & bit(source)) == 0)) {
+    fail_in_fiber("reads lane " + std::to_string(source) + " at " + text_of(where) +
+                  ", which is not in the shuffle's mask");
+  }
+  me.state = State::at_warp_operation;
+  me.op = op;
+  me.mask = mask;
+  me.value = value;
+  me.source = source;
+  me.where = where;
+  me.sync = nullptr;
+  const bool last = all_lanes_here(me, first);
+  // Only __syncwarp orders memory; shuffles and votes hand on values and no more.
+  if (op == WarpOp::sync) {
+    if (me.sync == nullptr) {
+      const auto warp = static_cast<std::size_t>(first / 32);
+      me.sync = &warp_sync_[warp * kSyncs + warp_meetings_[warp]++ % kSyncs];
+    }
+    release(me.sync);
+  }
+  char* const sync = me.sync;
+  if (last) {
+    carry_out(me, first);
+  } else {
+    leave();
+  }
+  if (op == WarpOp::sync) acquire(sync);
+  return me.value;
+}
+
+bool BlockRunner::meets(const Thread& a, const Thread& b) {
+  return a.state == State::at_warp_operation && b.state == State::at_warp_operation && a.op == b.op &&
+         a.mask == b.mask && same(a.where, b.where);
+}
+
+// Whether all lanes of the mask wait at the operation of `me`; the first to come names what the sanitizer knows the
+// meeting by.
+bool BlockRunner::all_lanes_here(const Thread& me, int first) {
+  bool all = true;
+  Thread& mine = threads_[static_cast<std::size_t>(running_)];
+  for (int lane = 0; lane < 32; ++lane) {
+    if ((me.mask >> static_cast<unsigned>(lane) & 1U) == 0) continue;
+    const int index = first + lane;
+    const Thread& other = threads_[static_cast<std::size_t>(index)];
+    if (other.state == State::finished) {
+      fail_in_fiber("waits at " + text_of(me.where) + " (" + text_of(me.op) + ") for " + name_of(index) +
+                    ", which has returned");
+    }
+    if (!meets(other, me)) {
+      all = false;  // it may still be at an operation of some lanes among themselves
+    } else if (other.sync != nullptr) {
+      mine.sync = other.sync;
+    }
+  }
+  return all;
+}
+
+void BlockRunner::carry_out(const Thread& me, int first) {
+  std::uint64_t given[32] = {}, sum = 0, votes = 0;
+  for (int lane = 0; lane < 32; ++lane) {
+    if ((me.mask >> static_cast<unsigned>(lane) & 1U) == 0) continue;
+    given[lane] = threads_[static_cast<std::size_t>(first + lane)].value;
+    sum += given[lane];
+    if (given[lane] != 0) votes |= std::uint64_t{1} << static_cast<unsigned>(lane);
+  }
+  const WarpOp op = me.op;
+  const unsigned mask = me.mask;
+  for (int lane = 0; lane < 32; ++lane) {
+    if ((mask >> static_cast<unsigned>(lane) & 1U) == 0) continue;
+    Thread& thread = threads_[static_cast<std::size_t>(first + lane)];
+    thread.value = op == WarpOp::shuffle ? given[thread.source] : op == WarpOp::ballot ? votes : sum & 0xffffffffU;
+    thread.state = State::ready;
+  }
+}
+
+// The fiber is left for good: abandon() clears up.
+void BlockRunner::fail_in_fiber(std::string what) {
+  fault_ = std::move(what);
+  leave();
+  std::abort();  // not reached
+}
+
+void BlockRunner::fail(const std::string& what) {
+  throw Fault("kernel " + kernel.load()->name + ", block " + text_of(block_) + ": " + what);
+}
+
+void BlockRunner::describe_standstill() {
+  const auto find = [&](auto wanted) {
+    for (int i = 0; i < count_; ++i) {
+      if (wanted(threads_[static_cast<std::size_t>(i)].state)) return i;
+    }
+    return -1;
+  };
+  const int barrier = find([](State state) { return state == State::at_barrier; });
+  const int elsewhere = find([](State state) { return state != State::at_barrier; });
+  if (barrier >= 0) {
+    fail("divergent __syncthreads: " + name_of(barrier) + standing(barrier) + ", but " + name_of(elsewhere) +
+         standing(elsewhere));
+  }
+  const int waiting = find([](State state) { return state == State::at_warp_operation; });
+  const Thread& one = threads_[static_cast<std::size_t>(waiting)];
+  for (int lane = 0; lane < 32; ++lane) {
+    const int other = waiting / 32 * 32 + lane;
+    if ((one.mask >> static_cast<unsigned>(lane) & 1U) == 0 || meets(threads_[static_cast<std::size_t>(other)], one))
+      continue;
+    fail("divergent warp operation: " + name_of(waiting) + standing(waiting) + ", but " + name_of(other) +
+         standing(other) + ", or gives another mask");
+  }
+  fail("no thread can go on");
+}
+
+std::string BlockRunner::name_of(int thread) const {
+  return "thread " + text_of(threads_[static_cast<std::size_t>(thread)].index);
+}
+
+std::string BlockRunner::standing(int thread) const {
+  const Thread& t = threads_[static_cast<std::size_t>(thread)];
+  switch (t.state) {
+    case State::ready:
+      return " runs";
+    case State::at_barrier:
+      return " waits at " + text_of(t.where) + " (__syncthreads)";
+    case State::at_warp_operation:
+      return " waits at " + text_of(t.where) + " (" + text_of(t.op) + ")";
+    case State::finished:
+      return " has returned";
+  }
+  return "";
+}
+
+std::string BlockRunner::whereabouts() const {
+  const KernelRun* const run = kernel.load();
+  if (run == nullptr) return "nothing";
+  return "kernel " + run->name + ", block " + text_of(block_) + ", " + name_of(running_);
+}
+
+// Forgets fibers that were left in the middle.
+void BlockRunner::abandon() {
+  for (Thread& thread : threads_) {
+    if (thread.tsan_fiber != nullptr && &__tsan_destroy_fiber != nullptr) __tsan_destroy_fiber(thread.tsan_fiber);
+    thread.tsan_fiber = nullptr;
+  }
+  if (&__asan_unpoison_memory_region != nullptr) {
+    for (int i = 0; i < static_cast<int>(threads_.size()); ++i)
+      __asan_unpoison_memory_region(stacks_.stack(i), Stacks::kBytes);
+  }
+}
+
+}  // namespace polaron::cuda::emulation

@@ -1,0 +1,108 @@
+// Runs the threads of one block after the other as fibers on the calling OS thread.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "emulation/device_code.h"
+#include "emulation/emulation.h"
+#include "emulation/fiber.h"
+
+namespace polaron::cuda::emulation {
+
+// What all blocks of a launch share.
+struct KernelRun {
+  std::string name;
+  LaunchSize size;
+  std::function<void()> body;
+  Options options;
+};
+
+class BlockRunner {
+ public:
+  BlockRunner();
+  BlockRunner(const BlockRunner&) = delete;
+  BlockRunner& operator=(const BlockRunner&) = delete;
+  ~BlockRunner();
+
+  // Throws Fault.
+  void run(const KernelRun& kernel, uint3 block);
+
+  // The runner whose fiber is being run by this OS thread; throws std::logic_error outside of a kernel.
+  static BlockRunner& current();
+
+  // Called by fibers.
+  void barrier(const Where& where);
+  std::uint64_t warp_operation(WarpOp op, unsigned mask, std::uint64_t value, int source, const Where& where);
+  void* static_shared(const void* key, std::size_t bytes);
+  void* dynamic_shared() { return dynamic_shared_.get(); }
+  int lane() const { return running_ % 32; }
+
+  // For the watchdog, from another OS thread: what runs, and how often fibers were switched. Null kernel: nothing runs.
+  std::atomic<const KernelRun*> kernel{nullptr};
+  std::atomic<std::uint64_t> switches{0};
+  std::string whereabouts() const;
+
+ private:
+  enum class State : std::uint8_t { ready, at_barrier, at_warp_operation, finished };
+  struct Thread {
+    Context context;
+    State state = State::ready;
+    uint3 index{};
+    Where where;
+    // at_warp_operation:
+    WarpOp op{};
+    unsigned mask = 0;
+    std::uint64_t value = 0;  // given; then the result
+    int source = 0;
+    char* sync = nullptr;  // what ThreadSanitizer knows this meeting by
+    void* tsan_fiber = nullptr;
+  };
+  struct Freed {
+    void operator()(void* memory) const;
+  };
+  using Memory = std::unique_ptr<void, Freed>;
+  static constexpr int kSyncs = 64;  // meetings of one warp that ThreadSanitizer tells apart
+
+  static void fiber_main(void* runner);
+  static Memory poisoned(std::size_t bytes);
+  void begin(const KernelRun& kernel, uint3 block);
+  void turns();
+  void arrange(std::uint64_t pass);
+  void enter(int thread);
+  void leave();  // from the running fiber to the scheduler
+  void release_barrier();
+  static bool meets(const Thread& a, const Thread& b);  // wait at the same operation
+  bool all_lanes_here(const Thread& me, int first);
+  void carry_out(const Thread& me, int first);
+  [[noreturn]] void fail_in_fiber(std::string what);
+  [[noreturn]] void fail(const std::string& what);
+  void describe_standstill();
+  std::string name_of(int thread) const;
+  std::string standing(int thread) const;
+  void abandon();
+
+  Context scheduler_;
+  Stacks stacks_;
+  std::vector<Thread> threads_;
+  std::vector<int> order_;
+  int count_ = 0, running_ = -1, finished_ = 0, waiting_ = 0;
+  uint3 block_{};
+  std::uint64_t block_number_ = 0;
+  unsigned phase_ = 0;  // barriers passed
+  std::string fault_;
+  Memory dynamic_shared_{nullptr};
+  std::vector<std::pair<const void*, Memory>> static_shared_;
+  void* tsan_scheduler_ = nullptr;
+  char begin_sync_ = 0, end_sync_ = 0, barrier_sync_[2] = {};
+  std::vector<char> warp_sync_;          // kSyncs a warp
+  std::vector<unsigned> warp_meetings_;  // so far, a warp
+};
+
+}  // namespace polaron::cuda::emulation

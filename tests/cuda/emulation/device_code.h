@@ -1,0 +1,188 @@
+// What kernels need from CUDA and a host compiler lacks: the words of the language and the intrinsics. Included by
+// cuda/launch.h in place of nvcc's built-ins. Float atomics are left out on purpose: kernels must be deterministic.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <source_location>
+#include <type_traits>
+
+#include "emulation/emulation.h"
+
+#undef __global__
+#undef __device__
+#undef __host__
+#undef __shared__
+#undef __forceinline__
+#undef __launch_bounds__
+#undef __grid_constant__
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+// Kernels get shared memory from static_shared and dynamic_shared (cuda/launch.h) only: these can be filled with NaN
+// and guarded.
+#define __shared__ static_assert(false, "use static_shared or dynamic_shared of cuda/launch.h");
+
+extern constinit thread_local uint3 threadIdx, blockIdx;
+extern constinit thread_local dim3 blockDim, gridDim;
+constexpr int warpSize = 32;
+
+namespace polaron::cuda::emulation {
+
+using Where = std::source_location;
+
+// Memory of the running block; `key` names one variable. Filled with NaN when the block begins to use it.
+void* static_shared_memory(const void* key, std::size_t bytes);
+void* dynamic_shared_memory();
+
+void block_barrier(const Where& where);
+
+enum class WarpOp : std::uint8_t { sync, shuffle, ballot, add };
+// Waits until all lanes of `mask` have come to the same operation, which the last of them carries out for all. shuffle:
+// the value of lane `source`; ballot: a bit for each lane of the mask whose value is not 0; add: the sum modulo 2^32.
+std::uint64_t warp_operation(WarpOp op, unsigned mask, std::uint64_t value, int source, const Where& where);
+
+int lane();
+
+template <class T>
+T shuffle(unsigned mask, T value, int source, const Where& where) {
+  static_assert(sizeof(T) <= sizeof(std::uint64_t) && std::is_trivially_copyable_v<T>);
+  std::uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  bits = warp_operation(WarpOp::shuffle, mask, bits, source, where);
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+
+}  // namespace polaron::cuda::emulation
+
+inline void __syncthreads(const std::source_location where = std::source_location::current()) {
+  polaron::cuda::emulation::block_barrier(where);
+}
+inline void __syncwarp(unsigned mask = 0xffffffffU,
+                       const std::source_location where = std::source_location::current()) {
+  polaron::cuda::emulation::warp_operation(polaron::cuda::emulation::WarpOp::sync, mask, 0, 0, where);
+}
+
+// The lane to read, as the CUDA programming guide defines it for segments of `width` lanes: outside the segment a lane
+// reads itself.
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source, int width = 32,
+              const std::source_location where = std::source_location::current()) {
+  const int lane = polaron::cuda::emulation::lane();
+  return polaron::cuda::emulation::shuffle(mask, value, lane / width * width + (source & (width - 1)), where);
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32,
+                  const std::source_location where = std::source_location::current()) {
+  const int lane = polaron::cuda::emulation::lane(), other = lane ^ lane_mask;
+  return polaron::cuda::emulation::shuffle(mask, value, other >= lane / width * width + width ? lane : other, where);
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
+                 const std::source_location where = std::source_location::current()) {
+  const int lane = polaron::cuda::emulation::lane(), other = lane - static_cast<int>(delta);
+  return polaron::cuda::emulation::shuffle(mask, value, other < lane / width * width ? lane : other, where);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
+                   const std::source_location where = std::source_location::current()) {
+  const int lane = polaron::cuda::emulation::lane(), other = lane + static_cast<int>(delta);
+  return polaron::cuda::emulation::shuffle(mask, value, other >= lane / width * width + width ? lane : other, where);
+}
+
+inline unsigned __ballot_sync(unsigned mask, int predicate,
+                              const std::source_location where = std::source_location::current()) {
+  using polaron::cuda::emulation::WarpOp;
+  return static_cast<unsigned>(
+      polaron::cuda::emulation::warp_operation(WarpOp::ballot, mask, predicate != 0 ? 1 : 0, 0, where));
+}
+inline int __any_sync(unsigned mask, int predicate,
+                      const std::source_location where = std::source_location::current()) {
+  return __ballot_sync(mask, predicate, where) != 0 ? 1 : 0;
+}
+inline int __all_sync(unsigned mask, int predicate,
+                      const std::source_location where = std::source_location::current()) {
+  return __ballot_sync(mask, predicate, where) == mask ? 1 : 0;
+}
+inline unsigned __reduce_add_sync(unsigned mask, unsigned value,
+                                  const std::source_location where = std::source_location::current()) {
+  using polaron::cuda::emulation::WarpOp;
+  return static_cast<unsigned>(polaron::cuda::emulation::warp_operation(WarpOp::add, mask, value, 0, where));
+}
+
+// Plain loads and stores: the caches that they hint at do not exist here.
+template <class T>
+T __ldg(const T* from) {
+  return *from;
+}
+template <class T>
+T __ldcs(const T* from) {
+  return *from;
+}
+template <class T>
+T __ldcg(const T* from) {
+  return *from;
+}
+template <class T>
+void __stcs(T* to, T value) {
+  *to = value;
+}
+template <class T>
+void __stcg(T* to, T value) {
+  *to = value;
+}
+
+inline int __popc(unsigned value) { return std::popcount(value); }
+inline int __clz(int value) { return std::countl_zero(static_cast<unsigned>(value)); }
+inline int __ffs(int value) { return value == 0 ? 0 : std::countr_zero(static_cast<unsigned>(value)) + 1; }
+inline float rsqrtf(float value) { return 1.0F / std::sqrt(value); }
+inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+
+template <class T>
+concept AtomicInteger = std::is_same_v<T, int> || std::is_same_v<T, unsigned> || std::is_same_v<T, unsigned long long>;
+template <AtomicInteger T>
+T atomicAdd(T* at, std::type_identity_t<T> value) {
+  return std::atomic_ref<T>(*at).fetch_add(value, std::memory_order_relaxed);
+}
+template <AtomicInteger T>
+T atomicOr(T* at, std::type_identity_t<T> value) {
+  return std::atomic_ref<T>(*at).fetch_or(value, std::memory_order_relaxed);
+}
+template <AtomicInteger T>
+T atomicAnd(T* at, std::type_identity_t<T> value) {
+  return std::atomic_ref<T>(*at).fetch_and(value, std::memory_order_relaxed);
+}
+template <AtomicInteger T>
+T atomicExch(T* at, std::type_identity_t<T> value) {
+  return std::atomic_ref<T>(*at).exchange(value, std::memory_order_relaxed);
+}
+template <AtomicInteger T>
+T atomicCAS(T* at, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
+  std::atomic_ref<T>(*at).compare_exchange_strong(expected, value, std::memory_order_relaxed);
+  return expected;
+}
+template <AtomicInteger T>
+T atomicMax(T* at, std::type_identity_t<T> value) {
+  std::atomic_ref<T> cell(*at);
+  T old = cell.load(std::memory_order_relaxed);
+  while (old < value && !cell.compare_exchange_weak(old, value, std::memory_order_relaxed)) {
+  }
+  return old;
+}
+template <AtomicInteger T>
+T atomicMin(T* at, std::type_identity_t<T> value) {
+  std::atomic_ref<T> cell(*at);
+  T old = cell.load(std::memory_order_relaxed);
+  while (old > value && !cell.compare_exchange_weak(old, value, std::memory_order_relaxed)) {
+  }
+  return old;
+}
