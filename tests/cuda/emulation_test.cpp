@@ -227,6 +227,20 @@ __global__ void misuse(int kind, int* out) {
   if (kind == 3) *out = lane < 16 ? __shfl_sync(~0U, lane, 0) : static_cast<int>(__ballot_sync(~0U, 1));
 }
 
+__global__ void copy_16_bytes(uint4* to, const uint4* from) { __stcs(to, __ldcs(from)); }
+
+TEST(Emulation, vector_accesses_must_be_aligned) {
+  alignas(16) std::byte memory[64] = {};
+  const auto copy = [&](int to, int from) {
+    auto* const target = reinterpret_cast<uint4*>(memory + to);
+    const auto* const source = reinterpret_cast<const uint4*>(memory + from);
+    return fault_of([&] { launch<copy_16_bytes>({dim3(1), dim3(1)}, target, source); });
+  };
+  EXPECT_EQ(copy(16, 32), "");
+  EXPECT_TRUE(contains(copy(4, 32), "not a multiple"));
+  EXPECT_TRUE(contains(copy(16, 8), "not a multiple"));
+}
+
 TEST(Emulation, misused_masks_are_reported) {
   int out = 0;
   int* const to = &out;

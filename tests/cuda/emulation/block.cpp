@@ -78,6 +78,7 @@ void* static_shared_memory(const void* key, std::size_t bytes) {
   return BlockRunner::current().static_shared(key, bytes);
 }
 void* dynamic_shared_memory() { return BlockRunner::current().dynamic_shared(); }
+void check_alignment(const void* address, std::size_t bytes) { BlockRunner::current().check_alignment(address, bytes); }
 void block_barrier(const Where& where) { BlockRunner::current().barrier(where); }
 std::uint64_t warp_operation(WarpOp op, unsigned mask, std::uint64_t value, int source, const Where& where) {
   return BlockRunner::current().warp_operation(op, mask, value, source, where);
@@ -298,6 +299,11 @@ std::uint64_t BlockRunner::warp_operation(WarpOp op, unsigned mask, std::uint64_
   }
   if (op == WarpOp::sync) acquire(sync);
   return me.value;
+}
+
+void BlockRunner::check_alignment(const void* address, std::size_t bytes) {
+  if (reinterpret_cast<std::uintptr_t>(address) % bytes == 0) return;
+  fail_in_fiber("reads or writes " + std::to_string(bytes) + " bytes at an address that is not a multiple of that");
 }
 
 bool BlockRunner::meets(const Thread& a, const Thread& b) {

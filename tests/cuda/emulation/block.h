@@ -40,6 +40,7 @@ class BlockRunner {
   // Called by fibers.
   void barrier(const Where& where);
   std::uint64_t warp_operation(WarpOp op, unsigned mask, std::uint64_t value, int source, const Where& where);
+  void check_alignment(const void* address, std::size_t bytes);
   void* static_shared(const void* key, std::size_t bytes);
   void* dynamic_shared() { return dynamic_shared_.get(); }
   int lane() const { return running_ % 32; }

@@ -119,26 +119,50 @@ inline unsigned __reduce_add_sync(unsigned mask, unsigned value,
   return static_cast<unsigned>(polaron::cuda::emulation::warp_operation(WarpOp::add, mask, value, 0, where));
 }
 
-// Plain loads and stores: the caches that they hint at do not exist here.
+// Plain loads and stores: the caches that they hint at do not exist here. Devices fault where an access is not aligned
+// to its size.
+namespace polaron::cuda::emulation {
+void check_alignment(const void* address, std::size_t bytes);
+template <class T>
+T load(const T* from) {
+  check_alignment(from, sizeof(T));
+  T value;
+  std::memcpy(&value, from, sizeof(T));
+  return value;
+}
+template <class T>
+void store(T* to, const T& value) {
+  check_alignment(to, sizeof(T));
+  std::memcpy(to, &value, sizeof(T));
+}
+}  // namespace polaron::cuda::emulation
 template <class T>
 T __ldg(const T* from) {
-  return *from;
+  return polaron::cuda::emulation::load(from);
+}
+template <class T>
+T __ldca(const T* from) {
+  return polaron::cuda::emulation::load(from);
 }
 template <class T>
 T __ldcs(const T* from) {
-  return *from;
+  return polaron::cuda::emulation::load(from);
 }
 template <class T>
 T __ldcg(const T* from) {
-  return *from;
+  return polaron::cuda::emulation::load(from);
 }
 template <class T>
-void __stcs(T* to, T value) {
-  *to = value;
+void __stwb(T* to, std::type_identity_t<T> value) {
+  polaron::cuda::emulation::store(to, value);
 }
 template <class T>
-void __stcg(T* to, T value) {
-  *to = value;
+void __stcs(T* to, std::type_identity_t<T> value) {
+  polaron::cuda::emulation::store(to, value);
+}
+template <class T>
+void __stcg(T* to, std::type_identity_t<T> value) {
+  polaron::cuda::emulation::store(to, value);
 }
 
 inline int __popc(unsigned value) { return std::popcount(value); }

@@ -1,0 +1,16 @@
+// How the CUDA backend is put together: one maker a family of ops. The families know nothing of each other. An object
+// serves one stream at a time (it keeps scratch memory between calls).
+#pragma once
+
+#include <memory>
+
+#include "backend/backend.h"
+
+namespace polaron::cuda {
+
+std::unique_ptr<EmbeddingOps> make_embedding_ops(Device& device);
+std::unique_ptr<NormOps> make_norm_ops(Device& device);
+std::unique_ptr<LossOps> make_loss_ops(Device& device);
+std::unique_ptr<ElementwiseOps> make_elementwise_ops(Device& device);
+
+}  // namespace polaron::cuda
