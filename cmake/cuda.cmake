@@ -67,11 +67,20 @@ foreach(header ${polaron_interface})
 endforeach()
 string(SHA256 POLARON_INTERFACE_HASH "${polaron_hashes}")
 
+if(TARGET polaron_train)
+  target_compile_definitions(polaron_train PRIVATE POLARON_INTERFACE_HASH="${POLARON_INTERFACE_HASH}")
+endif()
+
 add_library(polaron_cuda MODULE ${POLARON_CUDA_SOURCES})
 set_target_properties(polaron_cuda PROPERTIES PREFIX lib LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}
                                               CUDA_RUNTIME_LIBRARY Static)
 target_include_directories(polaron_cuda PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/src)
 target_compile_definitions(polaron_cuda PRIVATE POLARON_INTERFACE_HASH="${POLARON_INTERFACE_HASH}")
+# Nothing but the entry is for others, and our calls of the runtime are for our copy of it.
+target_link_options(polaron_cuda PRIVATE -Wl,--exclude-libs,ALL -Wl,-Bsymbolic)
 # Constexpr functions of the standard library may run on the device; lineinfo costs nothing and lets profilers name lines.
 target_compile_options(polaron_cuda PRIVATE --expt-relaxed-constexpr -lineinfo --Werror=all-warnings
                                             -Xcompiler=-Wall,-Wextra,-Werror)
+if(TARGET polaron)
+  add_dependencies(polaron polaron_cuda) # it stands beside the program
+endif()

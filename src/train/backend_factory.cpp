@@ -2,20 +2,51 @@
 
 #include <fmt/format.h>
 
+#include <filesystem>
+
 #include "base/error.h"
 #include "cpu/cpu_backend.h"
+#include "train/cuda_library.h"
 
 namespace polaron {
+namespace {
+
+std::string first_sentence(const std::string& text) { return text.substr(0, text.find(". ")); }
+
+// Throws Error(Exit::device) that says why there is none.
+ChosenBackend make_cuda_backend() {
+  const CudaLibrary library = open_cuda_library(cuda_library_path());
+  if (!library.missing().empty()) {
+    throw Error(
+        Exit::device,
+        fmt::format("The CUDA backend of this version of polaron cannot train yet: it lacks {}. Use --device cpu.",
+                    library.missing()));
+  }
+  ChosenBackend chosen;
+  chosen.backend = library.make_backend(0);
+  const DeviceInfo info = chosen.backend->device().info();
+  chosen.why = fmt::format("cuda: {}, {:.1f} GiB", info.name,
+                           static_cast<double>(info.memory_total) / (1024.0 * 1024.0 * 1024.0));
+  return chosen;
+}
+
+}  // namespace
 
 ChosenBackend make_backend(const std::string& device, int threads) {
-  if (device == "cuda") {
-    throw Error(Exit::device, "this build of polaron has no CUDA backend; use --device cpu.");
+  if (device == "cuda") return make_cuda_backend();
+  std::string instead;
+  if (device == "auto") {
+    try {
+      return make_cuda_backend();
+    } catch (const Error& error) {
+      const bool built = std::filesystem::exists(cuda_library_path());
+      instead = built ? fmt::format(" ({})", first_sentence(error.what())) : " (this build has no CUDA backend)";
+    }
   }
   ChosenBackend chosen;
   chosen.backend = make_cpu_backend(threads);
   const DeviceInfo info = chosen.backend->device().info();
-  chosen.why = fmt::format("cpu: {}, {} thread{}{}", info.name, info.threads, info.threads == 1 ? "" : "s",
-                           device == "auto" ? " (this build has no CUDA backend)" : "");
+  chosen.why = fmt::format("cpu: {}, {} thread{}{}", info.name, info.threads, info.threads == 1 ? "" : "s", instead);
   return chosen;
 }
 

@@ -1,0 +1,47 @@
+#include "cuda/backend.h"
+
+#include <stdexcept>
+
+#include "cuda/device.h"
+#include "cuda/families.h"
+
+namespace polaron::cuda {
+namespace {
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(int index)
+      : device_(make_device(index)),
+        embedding_(make_embedding_ops(*device_)),
+        norm_(make_norm_ops(*device_)),
+        loss_(make_loss_ops(*device_)),
+        elementwise_(make_elementwise_ops(*device_)) {}
+
+  Device& device() override { return *device_; }
+  EmbeddingOps& embedding() override { return *embedding_; }
+  NormOps& norm() override { return *norm_; }
+  LinearOps& linear() override { refuse(); }
+  AttentionOps& attention() override { refuse(); }
+  LossOps& loss() override { return *loss_; }
+  ElementwiseOps& elementwise() override { return *elementwise_; }
+  MatrixOps& matrix() override { refuse(); }
+
+ private:
+  [[noreturn]] static void refuse() {
+    throw std::logic_error(std::string("the CUDA backend lacks ") + missing_families());
+  }
+
+  std::unique_ptr<Device> device_;  // first: the families' memory is its
+  std::unique_ptr<EmbeddingOps> embedding_;
+  std::unique_ptr<NormOps> norm_;
+  std::unique_ptr<LossOps> loss_;
+  std::unique_ptr<ElementwiseOps> elementwise_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_backend(int index) { return std::make_unique<CudaBackend>(index); }
+
+const char* missing_families() { return "linear layers, attention and matrix optimizers"; }
+
+}  // namespace polaron::cuda

@@ -1,0 +1,19 @@
+// What libpolaron_cuda.so shows to the program that opens it: one C function, found by a name that changes when this
+// file does, and behind it C++ objects of the interfaces in this folder. Both sides must have been compiled from the
+// same headers, which their hash shows.
+#pragma once
+
+namespace polaron {
+
+class Backend;
+
+struct CudaEntry {
+  const char* interface_hash;            // of the headers of src/backend; see cmake/cuda.cmake
+  const char* missing;                   // families of ops that are not there yet; empty when a model can be trained
+  Backend* (*make_backend)(int device);  // the caller owns it; throws Error(Exit::device)
+};
+
+inline constexpr const char* kCudaEntryName = "polaron_cuda_entry_1";
+using CudaEntryFunction = const CudaEntry* (*)();
+
+}  // namespace polaron
