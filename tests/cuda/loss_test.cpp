@@ -1,0 +1,179 @@
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+
+#include "family.h"
+
+namespace polaron::test {
+namespace {
+
+struct Case {
+  std::int64_t rows, vocabulary, padded, padding;
+  float softcap;
+  double deviation;
+};
+// Rows narrower than a warp and wider than a round of the block, odd vocabularies, rows that are not aligned.
+const Case kCases[] = {{1, 1, 1, 0, 0.0F, 1.0},        {3, 2, 16, 0, 0.0F, 3.0},        {17, 5, 8, 3, 15.0F, 1.0},
+                       {4, 257, 320, 8, 0.0F, 4.0},    {2, 1025, 1088, 0, 15.0F, 10.0}, {2, 4099, 4160, 0, 0.0F, 3.0},
+                       {2, 4099, 4101, 1, 30.0F, 3.0}, {6, 33, 40, 0, 0.0F, 100.0},     {3, 3000, 3000, 0, 0.0F, 1e-3}};
+
+struct Expected {
+  double loss = 0.0;
+  Doubles gradient;  // [rows, padded]
+};
+
+Expected reference(const Matrix& z, const Case& c, const std::vector<std::int32_t>& targets, double scale) {
+  Expected result{0.0, Doubles(c.rows * c.padded)};
+  for (std::int64_t n = 0; n < c.rows; ++n) {
+    if (targets[n] < 0) continue;
+    Doubles y(c.vocabulary), slope(c.vocabulary, 1.0);
+    for (std::int64_t v = 0; v < c.vocabulary; ++v) {
+      y[v] = static_cast<double>(z.at(n, v));
+      if (const double cap = c.softcap; cap > 0.0) {
+        slope[v] = 1.0 / (std::cosh(y[v] / cap) * std::cosh(y[v] / cap));
+        y[v] = cap * std::tanh(y[v] / cap);
+      }
+    }
+    double maximum = y[0], sum = 0.0;
+    for (const double value : y) maximum = std::max(maximum, value);
+    for (const double value : y) sum += std::exp(value - maximum);
+    const double lse = maximum + std::log(sum);
+    result.loss += lse - y[targets[n]];
+    for (std::int64_t v = 0; v < c.vocabulary; ++v) {
+      result.gradient[n * c.padded + v] = scale * (std::exp(y[v] - lse) - (v == targets[n] ? 1.0 : 0.0)) * slope[v];
+    }
+  }
+  return result;
+}
+
+Matrix logits_of(const Case& c, DType type) {
+  Matrix logits = rounded_to(type, Matrix::random(c.rows, c.padded, 1, c.deviation, 0.3));
+  for (std::int64_t n = 0; n < c.rows; ++n) {
+    for (std::int64_t v = c.vocabulary; v < c.padded; ++v) logits.at(n, v) = NAN;  // never to be read
+  }
+  return logits;
+}
+
+class LossFamily : public Family {
+ protected:
+  // Returns the loss; `before` is what was in *loss_sum.
+  double run(const Array& logits, std::int64_t vocabulary, const std::vector<std::int32_t>& targets, float softcap,
+             float scale, bool gradient, double before = 0.0) const {
+    const Array on_device(machine, targets);
+    DeviceScalar<double> loss(machine.device());
+    loss.set(machine.stream(), before);
+    machine.ops().loss().cross_entropy(machine.stream(), logits, vocabulary, on_device, softcap, scale, gradient,
+                                       loss.device());
+    return loss.get(machine.stream());
+  }
+};
+
+TEST_P(LossFamily, loss_and_gradient_agree_with_the_reference) {
+  for_types([&](DType type) {
+    for (const Case& c : kCases) {
+      const testing::ScopedTrace trace(__FILE__, __LINE__,
+                                       std::to_string(c.rows) + " x " + std::to_string(c.vocabulary));
+      const Matrix z = logits_of(c, type);
+      const std::vector<std::int32_t> targets = random_integers(c.rows, static_cast<std::int32_t>(c.vocabulary), 2);
+      const Expected expected = reference(z, c, targets, 0.25);
+      const Array logits(machine, z, type, c.padding);
+      const double loss = run(logits, c.vocabulary, targets, c.softcap, 0.25F, true);
+      const double rounding = c.softcap > 0.0F ? 3e-7 : 1e-7;  // capped logits and their exponentials are fp32
+      EXPECT_NEAR(loss, expected.loss, 1e-6 * expected.loss + rounding * static_cast<double>(c.rows));
+      expect_close(logits.values(), expected.gradient, tolerance(type, 2e-6), "gradient", c.padded, 2e-7 * 0.25);
+      const Doubles gradient = logits.values();
+      for (std::int64_t n = 0; n < c.rows; ++n) {
+        for (std::int64_t v = c.vocabulary; v < c.padded; ++v) ASSERT_EQ(gradient[n * c.padded + v], 0.0);
+      }
+      const Array again(machine, z, type, c.padding), once_more(machine, z, type, c.padding);
+      EXPECT_EQ(run(again, c.vocabulary, targets, c.softcap, 0.25F, false), loss) << "without gradient";
+      EXPECT_EQ(run(once_more, c.vocabulary, targets, c.softcap, 1.0F, false, 1000.0), 1000.0 + loss) << "added";
+    }
+  });
+}
+
+// Rows too wide for shared memory take another path.
+TEST_P(LossFamily, a_row_of_a_large_vocabulary_agrees_with_the_reference) {
+  for_types([&](DType type) {
+    for (const std::int64_t vocabulary : {28000, 57400}) {
+      const Case c{1, vocabulary, vocabulary + 24, 0, 0.0F, 3.0};
+      const Matrix z = logits_of(c, type);
+      const std::vector<std::int32_t> targets = {static_cast<std::int32_t>(vocabulary - 1)};
+      const Expected expected = reference(z, c, targets, 1.0);
+      const Array logits(machine, z, type);
+      EXPECT_NEAR(run(logits, c.vocabulary, targets, 0.0F, 1.0F, true), expected.loss, 1e-6 * expected.loss);
+      expect_close(logits.values(), expected.gradient, tolerance(type, 2e-6), "gradient", c.padded, 2e-7);
+    }
+  });
+}
+
+TEST_P(LossFamily, rows_without_a_target_add_no_loss_and_have_zero_gradient) {
+  for_types([&](DType type) {
+    const Case c{5, 70, 80, 0, 0.0F, 2.0};
+    Matrix z = logits_of(c, type);
+    const std::vector<std::int32_t> targets = {7, -1, 69, -1, 0};
+    const Expected expected = reference(z, c, targets, 1.0);
+    z.at(1, 3) = NAN;  // not part of the loss, so not part of anything
+    const Array logits(machine, z, type);
+    EXPECT_NEAR(run(logits, c.vocabulary, targets, 0.0F, 1.0F, true), expected.loss, 1e-6 * expected.loss);
+    expect_close(logits.values(), expected.gradient, tolerance(type, 2e-6), "gradient", c.padded);
+  });
+}
+
+TEST_P(LossFamily, a_non_finite_logit_anywhere_makes_loss_and_gradient_nan) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const float softcap : {0.0F, 15.0F}) {
+    for (const float bad : {kInfinity, -kInfinity, NAN}) {
+      for (const std::int64_t place : {0, 17, 1039}) {
+        Matrix z = Matrix::random(2, 1040, 1);
+        z.at(0, place) = bad;
+        const Array logits(machine, z);
+        EXPECT_FALSE(std::isfinite(run(logits, 1040, {17, 5}, softcap, 1.0F, true))) << bad << " at " << place;
+        const Doubles gradient = logits.values();
+        EXPECT_TRUE(std::isnan(gradient[0]) && std::isfinite(gradient[1040]));
+      }
+    }
+  }
+}
+
+TEST_P(LossFamily, large_and_equal_logits_are_no_problem) {
+  for (const float offset : {0.0F, 1e4F, -1e4F, 1e30F, -1e30F}) {
+    const Array logits(machine, Matrix::filled(1, 5000, offset));
+    EXPECT_NEAR(run(logits, 5000, {4999}, 0.0F, 1.0F, true), std::log(5000.0), 1e-6);
+    const Doubles gradient = logits.values();
+    EXPECT_NEAR(gradient[0], 1.0 / 5000.0, 1e-9);
+    EXPECT_NEAR(gradient[4999], 1.0 / 5000.0 - 1.0, 1e-6);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Places, LossFamily, testing::ValuesIn(places()), name_of_place);
+
+TEST(CudaLoss, gives_the_same_bits_for_every_order_of_threads) {
+  for (const DType type : {DType::f32, DType::bf16}) {
+    for (const Case& c : {Case{9, 2040, 2048, 0, 0.0F, 3.0}, Case{5, 1001, 1001, 0, 30.0F, 3.0}}) {
+      expect_same_bits_in_all_orders([&](const Machine& machine) {
+        const Array logits(machine, Matrix::random(c.rows, c.padded, 1, 3.0), type), loss(machine, Matrix(1, 2));
+        const Array targets(machine, random_integers(c.rows, static_cast<std::int32_t>(c.vocabulary), 2));
+        machine.ops().loss().cross_entropy(machine.stream(), logits, c.vocabulary, targets, c.softcap, 0.5F, true,
+                                           static_cast<double*>(loss.tensor().data));
+        return joined({&logits, &loss});
+      });
+    }
+  }
+}
+
+TEST(CudaLoss, impossible_vocabularies_are_refused_and_targets_give_nan) {
+  const Machine machine{cuda::emulation::Options{}};
+  const Array logits(machine, Matrix(1, 8)), targets(machine, std::vector<std::int32_t>{6});
+  DeviceScalar<double> loss(machine.device());
+  LossOps& ops = machine.ops().loss();
+  for (const std::int64_t vocabulary : {0, 9}) {
+    EXPECT_THROW(ops.cross_entropy(machine.stream(), logits, vocabulary, targets, 0.0F, 1.0F, true, loss.device()),
+                 std::logic_error);
+  }
+  ops.cross_entropy(machine.stream(), logits, 6, targets, 0.0F, 1.0F, true, loss.device());
+  EXPECT_TRUE(std::isnan(loss.get(machine.stream())));
+}
+
+}  // namespace
+}  // namespace polaron::test
