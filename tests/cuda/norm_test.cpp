@@ -84,7 +84,8 @@ TEST_P(NormFamily, forward_adds_and_normalises) {
     const Tensor means = c.kind == NormKind::layernorm ? mean.tensor() : Tensor();
     machine.ops().norm().forward(machine.stream(), c.kind, kEps, x, delta, weight, bias, sum, normed, means, rstd);
     Doubles expected_sum = c.x.values();
-    for (std::size_t i = 0; i < expected_sum.size(); ++i) expected_sum[i] += c.delta.values()[i];
+    const Doubles added = c.delta.values();
+    for (std::size_t i = 0; i < expected_sum.size(); ++i) expected_sum[i] += added[i];
     expect_close(sum.values(), expected_sum, tolerance(c.type, 1e-7), "residual_out", c.shape.width);
     const Reference expected(c, sum.values());  // statistics are those of the rounded sum
     expect_close(normed.values(), expected.normed, tolerance(c.type, 1e-6), "normed", c.shape.width, c.rounding());
@@ -182,7 +183,7 @@ INSTANTIATE_TEST_SUITE_P(Places, NormFamily, testing::ValuesIn(places()), name_o
 
 TEST(CudaNorm, gives_the_same_bits_for_every_order_of_threads) {
   for (const DType type : {DType::f32, DType::bf16}) {
-    for (const Shape& shape : {Shape{300, 776, 0}, Shape{70, 33, 0}, Shape{20, 1536, 0}}) {
+    for (const Shape& shape : {Shape{40, 776, 0}, Shape{70, 33, 0}, Shape{6, 1536, 0}}) {
       expect_same_bits_in_all_orders([&](const Machine& machine) {
         const Case c(NormKind::layernorm, shape, type);
         const Matrix column(shape.rows, 1), row(1, shape.width);

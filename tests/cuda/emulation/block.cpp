@@ -47,7 +47,7 @@ std::string text_of(const Where& where) {
 }
 
 bool same(const Where& a, const Where& b) {
-  return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0;
+  return a.line() == b.line() && (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
 }
 
 const char* text_of(WarpOp op) {
@@ -138,9 +138,8 @@ void BlockRunner::begin(const KernelRun& run, uint3 block) {
   stacks_.reserve(1024);
   if (threads_.empty()) threads_.resize(1024);
   order_.resize(static_cast<std::size_t>(count_));
-  const std::size_t warps = (static_cast<std::size_t>(count_) + 31) / 32;
-  warp_sync_.resize(std::max(warp_sync_.size(), warps * kSyncs));
-  warp_meetings_.assign(warps, 0);
+  warps_.resize(32);
+  for (Warp& warp : warps_) warp.open = 0;
   block_ = block;
   block_number_ = block.x + grid.x * (block.y + std::uint64_t{grid.y} * block.z);
   blockIdx = block;
@@ -181,7 +180,7 @@ void BlockRunner::enter(int thread) {
   Thread& to = threads_[static_cast<std::size_t>(thread)];
   running_ = thread;
   threadIdx = to.index;
-  switches.fetch_add(1, std::memory_order_relaxed);
+  switches.store(switches.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   if (&__tsan_switch_to_fiber != nullptr) __tsan_switch_to_fiber(to.tsan_fiber, kSwitchWithoutOrder);
   switch_context(scheduler_, to.context);
 }
@@ -276,79 +275,59 @@ std::uint64_t BlockRunner::warp_operation(WarpOp op, unsigned mask, std::uint64_
                   ", which is not in the shuffle's mask");
   }
   me.state = State::at_warp_operation;
-  me.op = op;
-  me.mask = mask;
   me.value = value;
   me.source = source;
   me.where = where;
-  me.sync = nullptr;
-  const bool last = all_lanes_here(me, first);
+  me.op = op;
+  me.mask = mask;
+  Warp& warp = warps_[static_cast<std::size_t>(first / 32)];
+  Meeting& meeting = meeting_of(warp, me);
+  meeting.arrived |= bit(running_ - first);
   // Only __syncwarp orders memory; shuffles and votes hand on values and no more.
-  if (op == WarpOp::sync) {
-    if (me.sync == nullptr) {
-      const auto warp = static_cast<std::size_t>(first / 32);
-      me.sync = &warp_sync_[warp * kSyncs + warp_meetings_[warp]++ % kSyncs];
-    }
-    release(me.sync);
-  }
-  char* const sync = me.sync;
-  if (last) {
-    carry_out(me, first);
+  char* const sync = op == WarpOp::sync ? meeting.sync : nullptr;
+  if (sync != nullptr) release(sync);
+  if (meeting.arrived == mask) {
+    carry_out(meeting, first);
+    meeting = warp.meetings[--warp.open];
   } else {
     leave();
   }
-  if (op == WarpOp::sync) acquire(sync);
+  if (sync != nullptr) acquire(sync);
   return me.value;
+}
+
+// The meeting that this thread's operation belongs to; the first lane to come opens it.
+BlockRunner::Meeting& BlockRunner::meeting_of(Warp& warp, const Thread& thread) {
+  for (int i = 0; i < warp.open; ++i) {
+    Meeting& meeting = warp.meetings[i];
+    if (meeting.op == thread.op && meeting.mask == thread.mask && same(meeting.where, thread.where)) return meeting;
+  }
+  Meeting& meeting = warp.meetings[warp.open++];  // no lane waits at two, so there are 32 at most
+  meeting = {thread.op, thread.mask, 0, thread.where, &warp.syncs[warp.opened++ % kSyncs]};
+  return meeting;
+}
+
+void BlockRunner::carry_out(const Meeting& meeting, int first) {
+  std::uint64_t given[32] = {}, sum = 0, votes = 0;
+  for (int lane = 0; lane < 32; ++lane) {
+    if ((meeting.mask >> static_cast<unsigned>(lane) & 1U) == 0) continue;
+    given[lane] = threads_[static_cast<std::size_t>(first + lane)].value;
+    sum += given[lane];
+    if (given[lane] != 0) votes |= std::uint64_t{1} << static_cast<unsigned>(lane);
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    if ((meeting.mask >> static_cast<unsigned>(lane) & 1U) == 0) continue;
+    Thread& thread = threads_[static_cast<std::size_t>(first + lane)];
+    thread.value = meeting.op == WarpOp::shuffle  ? given[thread.source]
+                   : meeting.op == WarpOp::ballot ? votes
+                                                  : sum & 0xffffffffU;
+    thread.state = State::ready;
+  }
 }
 
 void BlockRunner::check_alignment(const void* address, std::size_t bytes) {
   if (reinterpret_cast<std::uintptr_t>(address) % bytes == 0) return;
   fail_in_fiber("reads or writes " + std::to_string(bytes) + " bytes at an address that is not a multiple of that");
-}
-
-bool BlockRunner::meets(const Thread& a, const Thread& b) {
-  return a.state == State::at_warp_operation && b.state == State::at_warp_operation && a.op == b.op &&
-         a.mask == b.mask && same(a.where, b.where);
-}
-
-// Whether all lanes of the mask wait at the operation of `me`; the first to come names what the sanitizer knows the
-// meeting by.
-bool BlockRunner::all_lanes_here(const Thread& me, int first) {
-  bool all = true;
-  Thread& mine = threads_[static_cast<std::size_t>(running_)];
-  for (int lane = 0; lane < 32; ++lane) {
-    if ((me.mask >> static_cast<unsigned>(lane) & 1U) == 0) continue;
-    const int index = first + lane;
-    const Thread& other = threads_[static_cast<std::size_t>(index)];
-    if (other.state == State::finished) {
-      fail_in_fiber("waits at " + text_of(me.where) + " (" + text_of(me.op) + ") for " + name_of(index) +
-                    ", which has returned");
-    }
-    if (!meets(other, me)) {
-      all = false;  // it may still be at an operation of some lanes among themselves
-    } else if (other.sync != nullptr) {
-      mine.sync = other.sync;
-    }
-  }
-  return all;
-}
-
-void BlockRunner::carry_out(const Thread& me, int first) {
-  std::uint64_t given[32] = {}, sum = 0, votes = 0;
-  for (int lane = 0; lane < 32; ++lane) {
-    if ((me.mask >> static_cast<unsigned>(lane) & 1U) == 0) continue;
-    given[lane] = threads_[static_cast<std::size_t>(first + lane)].value;
-    sum += given[lane];
-    if (given[lane] != 0) votes |= std::uint64_t{1} << static_cast<unsigned>(lane);
-  }
-  const WarpOp op = me.op;
-  const unsigned mask = me.mask;
-  for (int lane = 0; lane < 32; ++lane) {
-    if ((mask >> static_cast<unsigned>(lane) & 1U) == 0) continue;
-    Thread& thread = threads_[static_cast<std::size_t>(first + lane)];
-    thread.value = op == WarpOp::shuffle ? given[thread.source] : op == WarpOp::ballot ? votes : sum & 0xffffffffU;
-    thread.state = State::ready;
-  }
 }
 
 // The fiber is left for good: abandon() clears up.
@@ -376,15 +355,12 @@ void BlockRunner::describe_standstill() {
          standing(elsewhere));
   }
   const int waiting = find([](State state) { return state == State::at_warp_operation; });
-  const Thread& one = threads_[static_cast<std::size_t>(waiting)];
-  for (int lane = 0; lane < 32; ++lane) {
-    const int other = waiting / 32 * 32 + lane;
-    if ((one.mask >> static_cast<unsigned>(lane) & 1U) == 0 || meets(threads_[static_cast<std::size_t>(other)], one))
-      continue;
-    fail("divergent warp operation: " + name_of(waiting) + standing(waiting) + ", but " + name_of(other) +
-         standing(other) + ", or gives another mask");
-  }
-  fail("no thread can go on");
+  const int first = waiting / 32 * 32;
+  const Meeting& meeting =
+      meeting_of(warps_[static_cast<std::size_t>(waiting / 32)], threads_[static_cast<std::size_t>(waiting)]);
+  const int other = first + std::countr_zero(meeting.mask & ~meeting.arrived);
+  fail("divergent warp operation: " + name_of(waiting) + standing(waiting) + ", but " + name_of(other) +
+       standing(other) + ", or gives another mask");
 }
 
 std::string BlockRunner::name_of(int thread) const {

@@ -62,14 +62,25 @@ class BlockRunner {
     unsigned mask = 0;
     std::uint64_t value = 0;  // given; then the result
     int source = 0;
-    char* sync = nullptr;  // what ThreadSanitizer knows this meeting by
     void* tsan_fiber = nullptr;
+  };
+  static constexpr int kSyncs = 64;  // meetings of one warp that ThreadSanitizer tells apart
+  struct Meeting {
+    WarpOp op;
+    unsigned mask, arrived;
+    Where where;
+    char* sync;  // what ThreadSanitizer knows it by
+  };
+  struct Warp {
+    Meeting meetings[32];
+    int open = 0;
+    unsigned opened = 0;
+    char syncs[kSyncs];
   };
   struct Freed {
     void operator()(void* memory) const;
   };
   using Memory = std::unique_ptr<void, Freed>;
-  static constexpr int kSyncs = 64;  // meetings of one warp that ThreadSanitizer tells apart
 
   static void fiber_main(void* runner);
   static Memory poisoned(std::size_t bytes);
@@ -79,9 +90,8 @@ class BlockRunner {
   void enter(int thread);
   void leave();  // from the running fiber to the scheduler
   void release_barrier();
-  static bool meets(const Thread& a, const Thread& b);  // wait at the same operation
-  bool all_lanes_here(const Thread& me, int first);
-  void carry_out(const Thread& me, int first);
+  static Meeting& meeting_of(Warp& warp, const Thread& thread);
+  void carry_out(const Meeting& meeting, int first);
   [[noreturn]] void fail_in_fiber(std::string what);
   [[noreturn]] void fail(const std::string& what);
   void describe_standstill();
@@ -102,8 +112,7 @@ class BlockRunner {
   std::vector<std::pair<const void*, Memory>> static_shared_;
   void* tsan_scheduler_ = nullptr;
   char begin_sync_ = 0, end_sync_ = 0, barrier_sync_[2] = {};
-  std::vector<char> warp_sync_;          // kSyncs a warp
-  std::vector<unsigned> warp_meetings_;  // so far, a warp
+  std::vector<Warp> warps_;
 };
 
 }  // namespace polaron::cuda::emulation
