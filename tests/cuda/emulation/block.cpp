@@ -103,12 +103,22 @@ BlockRunner::Memory BlockRunner::poisoned(std::size_t bytes) {
   return Memory(memory);
 }
 
+// For ThreadSanitizer the memory is the scheduler's, not that of the thread which asks first: its first write must not
+// look like one of that thread.
 void* BlockRunner::static_shared(const void* key, std::size_t bytes) {
-  for (const auto& [known, memory] : static_shared_) {
-    if (known == key) return memory.get();
+  const auto known =
+      std::find_if(static_shared_.begin(), static_shared_.end(), [&](const auto& entry) { return entry.first == key; });
+  void* memory = known == static_shared_.end() ? nullptr : known->second.get();
+  if (memory == nullptr) {
+    const bool tsan = &__tsan_switch_to_fiber != nullptr;
+    if (tsan) __tsan_switch_to_fiber(tsan_scheduler_, kSwitchWithoutOrder);
+    static_shared_.emplace_back(key, poisoned(bytes));
+    memory = static_shared_.back().second.get();
+    release(&static_sync_);
+    if (tsan) __tsan_switch_to_fiber(threads_[static_cast<std::size_t>(running_)].tsan_fiber, kSwitchWithoutOrder);
   }
-  static_shared_.emplace_back(key, poisoned(bytes));
-  return static_shared_.back().second.get();
+  acquire(&static_sync_);
+  return memory;
 }
 
 void BlockRunner::run(const KernelRun& run, uint3 block) {
@@ -124,6 +134,14 @@ void BlockRunner::run(const KernelRun& run, uint3 block) {
   try {
     turns();
   } catch (...) {
+    if (&__tsan_switch_to_fiber != nullptr) {  // what the fibers have done comes before what follows
+      for (int i = 0; i < count_; ++i) {
+        __tsan_switch_to_fiber(threads_[static_cast<std::size_t>(i)].tsan_fiber, kSwitchWithoutOrder);
+        release(&end_sync_);
+      }
+      __tsan_switch_to_fiber(tsan_scheduler_, kSwitchWithoutOrder);
+      acquire(&end_sync_);
+    }
     abandon();
     end();
     throw;
@@ -217,7 +235,9 @@ void BlockRunner::turns() {
       if (threads_[static_cast<std::size_t>(thread)].state != State::ready) continue;
       enter(thread);
       moved = true;
-      if (!fault_.empty()) fail(name_of(thread) + " " + fault_);
+      if (fault_.empty()) continue;
+      acquire(&end_sync_);
+      fail(name_of(thread) + " " + fault_);
     }
     if (waiting_ == count_) {
       release_barrier();
@@ -333,6 +353,7 @@ void BlockRunner::check_alignment(const void* address, std::size_t bytes) {
 // The fiber is left for good: abandon() clears up.
 void BlockRunner::fail_in_fiber(std::string what) {
   fault_ = std::move(what);
+  release(&end_sync_);
   leave();
   std::abort();  // not reached
 }

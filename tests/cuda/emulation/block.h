@@ -111,7 +111,7 @@ class BlockRunner {
   Memory dynamic_shared_{nullptr};
   std::vector<std::pair<const void*, Memory>> static_shared_;
   void* tsan_scheduler_ = nullptr;
-  char begin_sync_ = 0, end_sync_ = 0, barrier_sync_[2] = {};
+  char begin_sync_ = 0, end_sync_ = 0, static_sync_ = 0, barrier_sync_[2] = {};
   std::vector<Warp> warps_;
 };
 
