@@ -15,7 +15,7 @@ need_packages $build_packages libgtest-dev libgmock-dev clang-format
 echo "== formatting"
 formatter=clang-format
 command -v clang-format-14 >/dev/null && formatter=clang-format-14
-git ls-files 'src/*.h' 'src/*.cpp' 'tests/*.h' 'tests/*.cpp' | xargs "$formatter" --dry-run -Werror
+git ls-files 'src/*.h' 'src/*.cpp' 'cuda/*.h' 'cuda/*.cu' 'tests/*.h' 'tests/*.cpp' | xargs "$formatter" --dry-run -Werror
 echo "clean"
 
 echo "== build"
