@@ -113,8 +113,8 @@ TEST(CudaEmbedding, a_token_outside_the_table_gives_nan_and_no_access_outside) {
 
 TEST(SortByKey, is_stable_for_any_count_and_limit) {
   const Machine machine{cuda::emulation::Options{.order = cuda::emulation::Order::random}};
-  for (const std::int64_t count : {1, 31, 2048, 2049, 5000}) {
-    for (const std::int32_t limit : {1, 2, 255, 256, 50257, 128256, 1 << 24}) {
+  for (const std::int64_t count : {1, 31, 2048, 2049, 10000}) {  // the last needs two rounds of sort_scan
+    for (const std::int32_t limit : {1, 255, 256, 50257, 128256}) {
       const std::vector<std::int32_t> keys = random_integers(count, limit, static_cast<std::uint64_t>(count + limit));
       const Array on_device(machine, keys);
       const DeviceBuffer memory(machine.device(),
