@@ -149,6 +149,16 @@ __global__ void __launch_bounds__(kThreads) round_to_bf16(const RoundArguments r
   });
 }
 
+__global__ void __launch_bounds__(kThreads) scale_values(float* values, std::int64_t n, bool aligned, float factor) {
+  for_each_pack(blockIdx.x, n, aligned, [&](std::int64_t at, auto pack) {
+    float v[pack()];
+    load<Cache::stream>(values + at, v);
+#pragma unroll
+    for (int i = 0; i < pack(); ++i) v[i] *= factor;
+    store<Cache::stream>(values + at, v);
+  });
+}
+
 struct SumShared {
   double warps[32];
 };
@@ -291,6 +301,11 @@ class CudaElementwise final : public ElementwiseOps {
     if (n == 0) return;
     const RoundArguments arguments{from, to, n, aligned_to(16, {from}) && aligned_to(8, {to})};
     launch<round_to_bf16>(grid(stream, ceil_div(n, kChunk)), arguments);
+  }
+
+  void scale(Stream& stream, float* values, std::int64_t n, float factor) override {
+    if (n == 0) return;
+    launch<scale_values>(grid(stream, ceil_div(n, kChunk)), values, n, aligned_to(16, {values}), factor);
   }
 
   void sum_of_squares(Stream& stream, std::span<const std::span<const float>> ranges, double* sum) override {

@@ -56,7 +56,8 @@ def main():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, tree / name)
     subprocess.run(["cmake", "-S", str(tree), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-Wno-dev",
-                    "-DCMAKE_CXX_COMPILER_LAUNCHER=" + ("ccache" if shutil.which("ccache") else ""), "-DPOLARON_CUDA=ON"],
+                    "-DCMAKE_CXX_COMPILER_LAUNCHER=" + ("ccache" if shutil.which("ccache") else ""), "-DPOLARON_CUDA=ON",
+                    "-DPOLARON_CUDA_FLAVOURS=ON"],
                    check=True, stdout=subprocess.DEVNULL)
     survivors = []
     for path, number in barriers(tree):

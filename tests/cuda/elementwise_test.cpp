@@ -163,6 +163,18 @@ TEST_P(ElementwiseFamily, sgd_agrees_with_the_reference_over_some_steps) {
   }
 }
 
+TEST_P(ElementwiseFamily, scaling_multiplies_every_value) {
+  for (const std::int64_t n : kSizes) {
+    for (const std::int64_t offset : {0, 1}) {
+      const std::vector<float> values = random_floats(n, 10, 3.0);
+      const Flat flat(machine, values, offset);
+      machine.ops().elementwise().scale(machine.stream(), flat.data(), n, 0.25F);
+      const Doubles scaled = flat.values();
+      for (std::int64_t i = 0; i < n; ++i) ASSERT_EQ(scaled[i], 0.25 * static_cast<double>(values[i]));
+    }
+  }
+}
+
 TEST_P(ElementwiseFamily, rounding_goes_to_the_nearest_bf16_and_to_even) {
   for (const std::int64_t n : kSizes) {
     std::vector<float> values = random_floats(n, 9, 100.0);
