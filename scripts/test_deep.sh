@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Checks that take too long for every change:
 #   1. the test suite under AddressSanitizer and UndefinedBehaviorSanitizer
-#   2. libFuzzer on the config reader, shard headers and safetensors files, POLARON_FUZZ_SECONDS (default 300) each (clang)
-#   3. a portable build (no -march), and its tests
+#   2. the CUDA kernels on the host, under AddressSanitizer and ThreadSanitizer
+#   3. libFuzzer on the config reader, shard headers and safetensors files, POLARON_FUZZ_SECONDS (default 300) each (clang)
+#   4. a portable build (no -march), and its tests
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/dependencies.sh
@@ -13,6 +14,13 @@ echo "== sanitizers"
 cmake --preset sanitize -G Ninja -Wno-dev >/dev/null
 cmake --build --preset sanitize
 ctest --preset sanitize -j "$(nproc)"
+
+echo "== emulated CUDA kernels under the sanitizers (where there is a CUDA toolkit)"
+cmake --preset release -B build/cuda-flavours -G Ninja -Wno-dev -DPOLARON_CUDA_FLAVOURS=ON >/dev/null
+if grep -q '^CMAKE_CUDA_COMPILER:.*nvcc' build/cuda-flavours/CMakeCache.txt; then
+  cmake --build build/cuda-flavours --target test_cuda_asan test_cuda_tsan
+  ctest --test-dir build/cuda-flavours -R cuda_kernels_.*_sanitizer --output-on-failure
+fi
 
 echo "== fuzzing"
 cmake -S . -B build/fuzz -G Ninja -Wno-dev -DCMAKE_CXX_COMPILER=clang++ -DPOLARON_FUZZ=ON -DPOLARON_MARCH= \
