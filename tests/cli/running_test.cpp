@@ -35,6 +35,25 @@ TEST(Run, twice_gives_the_same_bits_and_the_same_losses) {
   }
 }
 
+TEST(Run, bf16_is_refused_where_it_is_slow_unless_asked_for) {
+  const Workspace folder;
+  folder.write_data();
+  for (const char* key : {"precision", "newton_schulz_precision"}) {
+    json patch = key == std::string("precision") ? json{{key, "bf16"}} : matrices({{key, "bf16"}});
+    patch["training"]["steps"] = 3;
+    const Outcome outcome = folder.run({"train", folder.write_config(std::string(key) + "_a", patch)});
+    if (outcome.code == 0) GTEST_SKIP() << "bf16 is fast here";
+    expect_refused(outcome, Exit::usage, {std::string(key) + " \"bf16\"", "slower", "allow_slow_bf16"});
+    patch["allow_slow_bf16"] = true;
+    folder.train(std::string(key) + "_b", patch);
+    folder.train("fp32", {{"training", {{"steps", 3}}}});
+    const double difference = largest_difference(folder.losses(std::string(key) + "_b"), folder.losses("fp32"));
+    EXPECT_GT(difference, 0.0) << key;
+    EXPECT_LT(difference, 2e-2) << key;
+    fs::remove_all(folder / "runs/fp32");
+  }
+}
+
 TEST(Run, learns_and_another_seed_learns_otherwise) {
   const Workspace folder;
   folder.write_data();

@@ -114,7 +114,7 @@ TEST_P(Bf16NewtonSchulz, every_table_agrees_with_double_precision_rounded_alike)
   // Most results have the reference's bits. Where sums in fp32 and in double fall on two sides of a rounding boundary,
   // an element of about the matrix's mean size is off by 2^-8 of itself, and where x has no other component in that
   // direction the steps that follow enlarge that by their slope.
-  constexpr std::int64_t kRows = 34, kCols = 45;
+  constexpr std::int64_t kRows = 30, kCols = 31;
   for (const auto& [spectrum, x] : hard_matrices(kRows, kCols)) {
     for (const std::string_view table : newton_schulz_names()) {
       if (table == "torch") continue;  // differs from jordan in its divisor alone
@@ -157,7 +157,7 @@ TEST_P(Bf16NewtonSchulz, singular_values_end_in_the_published_bands_but_for_roun
     NewtonSchulzSpec spec = bf16_spec(band.table);
     spec.norm_factor = 1.0F;
     spec.norm_eps = 0.0F;
-    for (double sigma = band.from; sigma < 1.0; sigma *= 1.3) {
+    for (double sigma = band.from; sigma < 1.0; sigma *= 1.5) {
       Dense x(2, 2);
       x(0, 0) = sigma;
       x(1, 1) = std::sqrt(1.0 - sigma * sigma);
