@@ -165,6 +165,7 @@ void add_plan(CLI::App& app, PlanCommand& command, Action& action) {
   plan.add_option("--processes", command.processes, "Plan for so many data-parallel processes")
       ->check(at_least(1))
       ->capture_default_str();
+  plan.add_option("--json", command.json, "Also write the numbers to this file, in bytes")->type_name("FILE");
   plan.footer("Example:\n  polaron plan configs/llama-1b.json --set training.micro_batch=2 --processes 8");
   plan.callback([&command, &action] { action = [&command] { return run_plan(command); }; });
 }

@@ -46,6 +46,7 @@ struct PlanCommand {
   std::string config;
   std::vector<std::string> overrides;
   int processes = 1;
+  std::string json;  // file for the numbers; empty: none
 };
 
 struct BenchCommand {

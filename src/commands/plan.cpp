@@ -1,11 +1,13 @@
 #include <fmt/format.h>
 
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "commands/commands.h"
 #include "config/enum_names.h"
 #include "data/shard.h"
+#include "io/atomic.h"
 #include "train/backend_factory.h"
 #include "train/report.h"
 #include "train/session.h"
@@ -22,6 +24,26 @@ bool any_file_matches(const std::string& pattern) {
   } catch (const Error&) {
     return false;
   }
+}
+
+// All in bytes, of one process.
+nlohmann::ordered_json to_json(const MemoryPlan& memory) {
+  return {{"weights", memory.weights},
+          {"gradients", memory.gradients},
+          {"optimizer_state", memory.optimizer_state},
+          {"optimizer_scratch", memory.optimizer_scratch},
+          {"activations", memory.activations},
+          {"batches", memory.batches},
+          {"total", memory.total()}};
+}
+
+// All in bytes a step, of all processes together: "total" is what metrics.jsonl calls moved_a_step.
+nlohmann::ordered_json to_json(const TrafficPlan& traffic) {
+  return {{"gradients", traffic.gradients},
+          {"parameters", traffic.parameters},
+          {"factors", traffic.factors},
+          {"sketches", traffic.sketches},
+          {"total", traffic.total()}};
 }
 
 }  // namespace
@@ -63,7 +85,8 @@ Exit run_plan(const PlanCommand& command) {
   roles.rows.push_back({"in all", format_grouped(table.elements())});
   console.table(roles);
 
-  console.table(memory_table(plan_memory(config, table, assignment, ownership, 0, *chosen.backend)));
+  const MemoryPlan memory = plan_memory(config, table, assignment, ownership, 0, *chosen.backend);
+  console.table(memory_table(memory));
 
   const double step_tokens = static_cast<double>(config.training.batch * config.training.sequence_length);
   Table work;
@@ -79,17 +102,30 @@ Exit run_plan(const PlanCommand& command) {
   Table sent;
   sent.title = fmt::format("moved through each of {} processes a step, by parallel.exchange", command.processes);
   sent.headers = {"exchange", "gradients", "parameters", "factors", "sketches", "in all"};
+  nlohmann::ordered_json traffic_by_exchange;
   for (const Exchange exchange : {Exchange::parameters, Exchange::factors, Exchange::sketch}) {
     const TrafficPlan traffic =
         plan_traffic(Ownership(assignment, table, command.processes, exchange), computed_in_bf16(config));
     const auto share = [&](std::int64_t bytes) { return format_bytes(bytes / command.processes); };
     sent.rows.push_back({std::string(name_of(exchange)), share(traffic.gradients), share(traffic.parameters),
                          share(traffic.factors), share(traffic.sketches), share(traffic.total())});
+    traffic_by_exchange[std::string(name_of(exchange))] = to_json(traffic);
   }
   if (command.processes > 1) {
     console.table(sent);
   } else {
     console.line("Traffic: none with one process; --processes N shows what N would exchange.");
+  }
+  if (!command.json.empty()) {
+    const nlohmann::ordered_json plan = {{"config", config.name},
+                                         {"processes", command.processes},
+                                         {"exchange", std::string(name_of(config.parallel.exchange))},
+                                         {"parameters", table.elements()},
+                                         {"tokens_a_step", config.training.batch * config.training.sequence_length},
+                                         {"flops_a_token", flops.total()},
+                                         {"memory", to_json(memory)},
+                                         {"traffic", traffic_by_exchange}};
+    write_file_atomically(command.json, plan.dump(2) + "\n");
   }
   return Exit::done;
 }

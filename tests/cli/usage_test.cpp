@@ -184,6 +184,34 @@ TEST(Plan, says_which_vocabulary_it_assumes_where_there_is_no_data_yet) {
   EXPECT_FALSE(contains(with.out, "--set model.vocabulary=N")) << with.out;
 }
 
+TEST(Plan, writes_memory_of_a_process_and_traffic_of_all_for_programs) {
+  const Workspace folder;
+  folder.write_config("a");
+  const auto plan = [&](int processes) {
+    expect_ended(folder.run({"plan", "a.json", "--processes", std::to_string(processes), "--json", "plan.json"}), 0);
+    return json::parse(folder.read("plan.json"));
+  };
+  const json alone = plan(1), eight = plan(8);
+  EXPECT_EQ(eight.at("processes"), 8);
+  EXPECT_EQ(eight.at("tokens_a_step"), 8 * 16);
+  EXPECT_GT(alone.at("/memory/optimizer_state"_json_pointer), eight.at("/memory/optimizer_state"_json_pointer));
+  // Every number of the weights' layout travels once to be summed and once back, as fp32.
+  const auto once = 7 * alone.at("/memory/weights"_json_pointer).get<std::int64_t>();
+  EXPECT_EQ(eight.at("/traffic/parameters/gradients"_json_pointer), once);
+  EXPECT_EQ(eight.at("/traffic/parameters/total"_json_pointer), 2 * once);
+  for (const auto& [exchange, traffic] : eight.at("traffic").items()) {
+    EXPECT_EQ(alone.at("traffic").at(exchange).at("total"), 0) << exchange;
+    std::int64_t sum = 0;
+    for (const char* part : {"gradients", "parameters", "factors", "sketches"})
+      sum += traffic.at(part).get<std::int64_t>();
+    EXPECT_EQ(traffic.at("total"), sum) << exchange;
+  }
+  const auto total = [&](const char* exchange) { return eight.at("traffic").at(exchange).at("total").get<double>(); };
+  EXPECT_LT(total("factors"), total("parameters"));
+  EXPECT_LT(total("sketch"), total("factors"));
+  expect_refused(folder.run({"plan", "a.json", "--json", "no/such/plan.json"}), Exit::data, {"no/such/plan.json"});
+}
+
 TEST(ConfigCommand, prints_the_committed_reference_and_schema) {
   const Workspace folder;
   const auto committed = [](const char* name) {
