@@ -156,8 +156,8 @@ def read_run(lines: list, processes: int, exchange: str, skip: int, load: float)
     if not rates or end is None:
         raise Problem(f"the run on {name_of(processes, exchange)} left no times of steps, or no end, in metrics.jsonl.")
     if run.get("processes") != processes:
-        raise Problem(f"{name_of(processes, exchange)} were asked for and {run.get('processes')} ran: does mpirun belong "
-                      "to the MPI that polaron was built with?")
+        raise Problem(f"{name_of(processes, exchange)} were asked for and {run.get('processes')} ran: does mpirun "
+                      "belong to the MPI that polaron was built with?")
     quartiles = statistics.quantiles(rates, n=4, method="inclusive") if len(rates) > 1 else [rates[0]] * 3
     return Measured(processes, exchange, run.get("threads", 0), statistics.median(rates), (quartiles[0], quartiles[2]),
                     end.get("moved_a_step") or 0, load, run.get("device", ""))
@@ -185,7 +185,9 @@ def format_rate(rate: float) -> str:
 
 
 def format_time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def table(measured: list, planned: list) -> str:
@@ -213,9 +215,9 @@ def table(measured: list, planned: list) -> str:
 def report(title: str, measured: list, planned: list, options) -> str:
     run = measured[0]
     return (f"# {title}\n\n{table(measured, planned)}\n\n"
-            f"{run.device or 'Unknown processor'}, {os.cpu_count()} cores. Tokens a second: median of {options.steps} steps "
-            f"after {options.skip}, the same global batch for any number of processes. Moved a step: bytes through one "
-            f"process. Memory: of process 0, what polaron allocates. Rows without tokens/s are only planned; more "
+            f"{run.device or 'Unknown processor'}, {os.cpu_count()} cores. Tokens a second: median of {options.steps} "
+            f"steps after {options.skip}, the same global batch for any number of processes. Moved a step: bytes "
+            f"through one process. Memory: of process 0, what polaron allocates. Rows without tokens/s are only planned; more "
             f"processes than the model has matrices could not run.\n")
 
 
@@ -235,14 +237,13 @@ def draw(title: str, measured: list, planned: list, out: Path) -> None:
     exchanges = [exchange for exchange in EXCHANGES if any(plan.exchange == exchange for plan in planned)]
     alone = [run for run in measured if run.processes == 1]
 
-    for place, exchange in enumerate(exchanges):
+    for exchange in exchanges:
         style = {"color": COLORS[exchange], "marker": MARKERS[exchange], "markersize": 8, "markeredgecolor": "white"}
         runs = [run for run in measured if run.exchange == exchange]
         speed_axes.plot([run.processes for run in alone + runs], [run.tokens_per_s for run in alone + runs],
                         linewidth=1.8, zorder=3, **style)
-        beside = 2 ** (0.035 * (place - (len(exchanges) - 1) / 2))  # bars of equal speeds side by side
         for run in runs:
-            speed_axes.plot([run.processes * beside] * 2, run.quartiles, color=COLORS[exchange], linewidth=2.5,
+            speed_axes.plot([run.processes] * 2, run.quartiles, color=COLORS[exchange], linewidth=5,
                             alpha=0.35, zorder=2)
         plans = [plan for plan in planned if plan.exchange == exchange and plan.processes > 1]
         bytes_axes.plot([plan.processes for plan in plans], [plan.moved_a_step / plan.processes for plan in plans],
@@ -250,14 +251,14 @@ def draw(title: str, measured: list, planned: list, out: Path) -> None:
         bytes_axes.plot([run.processes for run in runs], [run.moved_a_step / run.processes for run in runs],
                         linestyle="", zorder=3, **style)
     for run in alone:
-        speed_axes.plot([1, 1], run.quartiles, color="#000000", linewidth=2.5, alpha=0.35, zorder=2)
+        speed_axes.plot([1, 1], run.quartiles, color="#000000", linewidth=5, alpha=0.35, zorder=2)
         speed_axes.plot(1, run.tokens_per_s, color="#000000", marker="D", markersize=8, markeredgecolor="white",
                         zorder=4)
 
     speed_axes.set_title("Tokens a second, the batch shared by all")
     speed_axes.set_ylim(0, 1.12 * max(run.quartiles[1] for run in measured))
-    speed_axes.yaxis.set_major_locator(MaxNLocator(7))
-    speed_axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 5 else f"{value:g}"))
+    speed_axes.yaxis.set_major_locator(MaxNLocator(7, steps=(1, 2, 2.5, 5, 10)))
+    speed_axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_rate(value)))
     bytes_axes.set_title("Bytes through each process a step")
     heights = [plan.moved_a_step / plan.processes for plan in planned if plan.moved_a_step > 0]
     if heights and max(heights) > 10 * min(heights):
@@ -265,7 +266,7 @@ def draw(title: str, measured: list, planned: list, out: Path) -> None:
         bytes_axes.set_ylim(min(heights) / 1.5, max(heights) * 1.5)
     else:
         bytes_axes.set_ylim(0, 1.12 * max(heights, default=1.0))
-        bytes_axes.yaxis.set_major_locator(MaxNLocator(7))
+        bytes_axes.yaxis.set_major_locator(MaxNLocator(7, steps=(1, 2, 2.5, 5, 10)))
     bytes_axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_bytes(value)))
     ticks = {speed_axes: sorted({run.processes for run in measured}),
              bytes_axes: sorted({plan.processes for plan in planned if plan.processes > 1})}
@@ -337,7 +338,8 @@ class Progress:
         self.done += 1
         left = self.left(0) if self.done < self.runs else ""
         moved = f", {format_bytes(run.moved_a_step / run.processes)} a step" if run.processes > 1 else ""
-        self.write(f"[{self.done}/{self.runs}] {name}: {format_rate(run.tokens_per_s)} tokens/s{moved}{left}", last=True)
+        rate = format_rate(run.tokens_per_s)
+        self.write(f"[{self.done}/{self.runs}] {name}: {rate} tokens/s{moved}{left}", last=True)
 
     def abandon(self) -> None:
         if self.terminal and self.width > 0:
@@ -365,8 +367,8 @@ def at_least(least: int):
 
 def check_tools(options) -> None:
     if shutil.which(options.polaron) is None:
-        raise Problem(f"there is no program '{options.polaron}'. Build it (cmake --build --preset release) and give its "
-                      "path, say build/release/polaron.")
+        raise Problem(f"there is no program '{options.polaron}'. Build it (cmake --build --preset release) and give "
+                      "its path, say build/release/polaron.")
     launcher = shlex.split(options.mpirun)
     if options.processes[-1] > 1 and (not launcher or shutil.which(launcher[0]) is None):
         raise Problem(f"there is no '{options.mpirun}' to start several processes. Debian, Ubuntu: sudo apt install "
@@ -391,8 +393,8 @@ def measure(options, folder: Path):
     usual = plan(2, "parameters").moved_a_step
     for exchange in [exchange for exchange in exchanges if exchange != "parameters"]:
         if plan(2, exchange).moved_a_step == usual:
-            print(f"bench_scaling: without low-rank matrices the exchange of {exchange} is that of parameters: left out",
-                  file=sys.stderr)
+            print(f"bench_scaling: without low-rank matrices the exchange of {exchange} is that of parameters: "
+                  "left out", file=sys.stderr)
             exchanges.remove(exchange)
     exchanges = exchanges or ["parameters"]
     planned = [plan(processes, exchange) for processes in sorted({*options.processes, *options.planned})
@@ -477,8 +479,8 @@ def main(arguments=None) -> int:
     for run in measured:
         plan = by_place.get((run.processes, run.exchange))
         if plan and plan.moved_a_step != run.moved_a_step:
-            print(f"bench_scaling: {name_of(run.processes, run.exchange)}: {run.moved_a_step} bytes moved a step, planned "
-                  f"were {plan.moved_a_step}", file=sys.stderr)
+            print(f"bench_scaling: {name_of(run.processes, run.exchange)}: {run.moved_a_step} bytes moved a step, "
+                  f"planned were {plan.moved_a_step}", file=sys.stderr)
     print("wrote " + ", ".join(map(str, written)))
     return 0
 

@@ -2,13 +2,14 @@
 # Checks that take too long for every change:
 #   1. the test suite under AddressSanitizer and UndefinedBehaviorSanitizer
 #   2. the CUDA kernels on the host, under AddressSanitizer and ThreadSanitizer
-#   3. libFuzzer on the config reader, shard headers and safetensors files, POLARON_FUZZ_SECONDS (default 300) each (clang)
-#   4. a portable build (no -march), and its tests
+#   3. the data loader and the communicator (on 1, 2 and 3 processes) under ThreadSanitizer, with clang
+#   4. libFuzzer on the config reader, shard headers and safetensors files, POLARON_FUZZ_SECONDS (default 300) each (clang)
+#   5. a portable build (no -march), and its tests
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/dependencies.sh
 # shellcheck disable=SC2086
-need_packages $build_packages libgtest-dev libgmock-dev clang libclang-rt-14-dev
+need_packages $build_packages libgtest-dev libgmock-dev clang libclang-rt-14-dev libomp-dev
 
 echo "== sanitizers"
 cmake --preset sanitize -G Ninja -Wno-dev >/dev/null
@@ -21,6 +22,13 @@ if grep -q '^CMAKE_CUDA_COMPILER:.*nvcc' build/cuda-flavours/CMakeCache.txt; the
   cmake --build build/cuda-flavours --target test_cuda_asan test_cuda_tsan
   ctest --test-dir build/cuda-flavours -R cuda_kernels_.*_sanitizer --output-on-failure
 fi
+
+# Neither library uses OpenMP. What remains unseen: the kernels' OpenMP threads, the trainer around both, and whatever
+# Open MPI does inside; what it reads and writes of ours is told by tests/comm/mpi_accesses.cpp.
+echo "== threads"
+cmake --preset thread -G Ninja -Wno-dev >/dev/null
+cmake --build --preset thread
+ctest --preset thread -j "$(nproc)"
 
 echo "== fuzzing"
 cmake -S . -B build/fuzz -G Ninja -Wno-dev -DCMAKE_CXX_COMPILER=clang++ -DPOLARON_FUZZ=ON -DPOLARON_MARCH= \
