@@ -217,8 +217,8 @@ def report(title: str, measured: list, planned: list, options) -> str:
     return (f"# {title}\n\n{table(measured, planned)}\n\n"
             f"{run.device or 'Unknown processor'}, {os.cpu_count()} cores. Tokens a second: median of {options.steps} "
             f"steps after {options.skip}, the same global batch for any number of processes. Moved a step: bytes "
-            f"through one process. Memory: of process 0, what polaron allocates. Rows without tokens/s are only planned; "
-            f"more processes than the model has matrices could not run.\n")
+            f"through one process. Memory: of process 0, what polaron allocates. Rows without tokens/s are only "
+            f"planned; more processes than the model has matrices could not run.\n")
 
 
 def draw(title: str, measured: list, planned: list, out: Path) -> None:
