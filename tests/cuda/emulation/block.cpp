@@ -42,12 +42,12 @@ std::string text_of(uint3 index) {
 }
 
 std::string text_of(const Where& where) {
-  const std::string path = where.file_name();
-  return path.substr(path.rfind('/') + 1) + ":" + std::to_string(where.line());
+  const std::string path = where.file;
+  return path.substr(path.rfind('/') + 1) + ":" + std::to_string(where.line);
 }
 
 bool same(const Where& a, const Where& b) {
-  return a.line() == b.line() && (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
+  return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
 }
 
 const char* text_of(WarpOp op) {

@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <source_location>
 #include <type_traits>
 
 #include "emulation/emulation.h"
@@ -37,7 +36,11 @@ constexpr int warpSize = 32;
 
 namespace polaron::cuda::emulation {
 
-using Where = std::source_location;
+// Where a barrier or warp operation stands in the source.
+struct Where {
+  const char* file = "";
+  unsigned line = 0;
+};
 
 // Memory of the running block; `key` names one variable. Filled with NaN when the block begins to use it.
 void* static_shared_memory(const void* key, std::size_t bytes);
@@ -64,59 +67,61 @@ T shuffle(unsigned mask, T value, int source, const Where& where) {
 
 }  // namespace polaron::cuda::emulation
 
-inline void __syncthreads(const std::source_location where = std::source_location::current()) {
-  polaron::cuda::emulation::block_barrier(where);
+inline void __syncthreads(const char* file = __builtin_FILE(), unsigned line = __builtin_LINE()) {
+  polaron::cuda::emulation::block_barrier({file, line});
 }
-inline void __syncwarp(unsigned mask = 0xffffffffU,
-                       const std::source_location where = std::source_location::current()) {
-  polaron::cuda::emulation::warp_operation(polaron::cuda::emulation::WarpOp::sync, mask, 0, 0, where);
+inline void __syncwarp(unsigned mask = 0xffffffffU, const char* file = __builtin_FILE(),
+                       unsigned line = __builtin_LINE()) {
+  polaron::cuda::emulation::warp_operation(polaron::cuda::emulation::WarpOp::sync, mask, 0, 0, {file, line});
 }
 
 // The lane to read, as the CUDA programming guide defines it for segments of `width` lanes: outside the segment a lane
 // reads itself.
 template <class T>
-T __shfl_sync(unsigned mask, T value, int source, int width = 32,
-              const std::source_location where = std::source_location::current()) {
+T __shfl_sync(unsigned mask, T value, int source, int width = 32, const char* file = __builtin_FILE(),
+              unsigned line = __builtin_LINE()) {
   const int lane = polaron::cuda::emulation::lane();
-  return polaron::cuda::emulation::shuffle(mask, value, lane / width * width + (source & (width - 1)), where);
+  return polaron::cuda::emulation::shuffle(mask, value, lane / width * width + (source & (width - 1)), {file, line});
 }
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32,
-                  const std::source_location where = std::source_location::current()) {
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32, const char* file = __builtin_FILE(),
+                  unsigned line = __builtin_LINE()) {
   const int lane = polaron::cuda::emulation::lane(), other = lane ^ lane_mask;
-  return polaron::cuda::emulation::shuffle(mask, value, other >= lane / width * width + width ? lane : other, where);
+  return polaron::cuda::emulation::shuffle(mask, value, other >= lane / width * width + width ? lane : other,
+                                           {file, line});
 }
 template <class T>
-T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
-                 const std::source_location where = std::source_location::current()) {
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, const char* file = __builtin_FILE(),
+                 unsigned line = __builtin_LINE()) {
   const int lane = polaron::cuda::emulation::lane(), other = lane - static_cast<int>(delta);
-  return polaron::cuda::emulation::shuffle(mask, value, other < lane / width * width ? lane : other, where);
+  return polaron::cuda::emulation::shuffle(mask, value, other < lane / width * width ? lane : other, {file, line});
 }
 template <class T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
-                   const std::source_location where = std::source_location::current()) {
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, const char* file = __builtin_FILE(),
+                   unsigned line = __builtin_LINE()) {
   const int lane = polaron::cuda::emulation::lane(), other = lane + static_cast<int>(delta);
-  return polaron::cuda::emulation::shuffle(mask, value, other >= lane / width * width + width ? lane : other, where);
+  return polaron::cuda::emulation::shuffle(mask, value, other >= lane / width * width + width ? lane : other,
+                                           {file, line});
 }
 
-inline unsigned __ballot_sync(unsigned mask, int predicate,
-                              const std::source_location where = std::source_location::current()) {
+inline unsigned __ballot_sync(unsigned mask, int predicate, const char* file = __builtin_FILE(),
+                              unsigned line = __builtin_LINE()) {
   using polaron::cuda::emulation::WarpOp;
   return static_cast<unsigned>(
-      polaron::cuda::emulation::warp_operation(WarpOp::ballot, mask, predicate != 0 ? 1 : 0, 0, where));
+      polaron::cuda::emulation::warp_operation(WarpOp::ballot, mask, predicate != 0 ? 1 : 0, 0, {file, line}));
 }
-inline int __any_sync(unsigned mask, int predicate,
-                      const std::source_location where = std::source_location::current()) {
-  return __ballot_sync(mask, predicate, where) != 0 ? 1 : 0;
+inline int __any_sync(unsigned mask, int predicate, const char* file = __builtin_FILE(),
+                      unsigned line = __builtin_LINE()) {
+  return __ballot_sync(mask, predicate, file, line) != 0 ? 1 : 0;
 }
-inline int __all_sync(unsigned mask, int predicate,
-                      const std::source_location where = std::source_location::current()) {
-  return __ballot_sync(mask, predicate, where) == mask ? 1 : 0;
+inline int __all_sync(unsigned mask, int predicate, const char* file = __builtin_FILE(),
+                      unsigned line = __builtin_LINE()) {
+  return __ballot_sync(mask, predicate, file, line) == mask ? 1 : 0;
 }
-inline unsigned __reduce_add_sync(unsigned mask, unsigned value,
-                                  const std::source_location where = std::source_location::current()) {
+inline unsigned __reduce_add_sync(unsigned mask, unsigned value, const char* file = __builtin_FILE(),
+                                  unsigned line = __builtin_LINE()) {
   using polaron::cuda::emulation::WarpOp;
-  return static_cast<unsigned>(polaron::cuda::emulation::warp_operation(WarpOp::add, mask, value, 0, where));
+  return static_cast<unsigned>(polaron::cuda::emulation::warp_operation(WarpOp::add, mask, value, 0, {file, line}));
 }
 
 // Plain loads and stores: the caches that they hint at do not exist here. Devices fault where an access is not aligned
