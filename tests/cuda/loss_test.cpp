@@ -3,6 +3,7 @@
 #include <stdexcept>
 
 #include "family.h"
+#include "ops/loss_reference.h"
 
 namespace polaron::test {
 namespace {
@@ -17,33 +18,8 @@ const Case kCases[] = {{1, 1, 1, 0, 0.0F, 1.0},        {3, 2, 16, 0, 0.0F, 3.0},
                        {4, 257, 320, 8, 0.0F, 4.0},    {2, 1025, 1088, 0, 15.0F, 10.0}, {2, 4099, 4160, 0, 0.0F, 3.0},
                        {2, 4099, 4101, 1, 30.0F, 3.0}, {6, 33, 40, 0, 0.0F, 100.0},     {3, 3000, 3000, 0, 0.0F, 1e-3}};
 
-struct Expected {
-  double loss = 0.0;
-  Doubles gradient;  // [rows, padded]
-};
-
-Expected reference(const Matrix& z, const Case& c, const std::vector<std::int32_t>& targets, double scale) {
-  Expected result{0.0, Doubles(c.rows * c.padded)};
-  for (std::int64_t n = 0; n < c.rows; ++n) {
-    if (targets[n] < 0) continue;
-    Doubles y(c.vocabulary), slope(c.vocabulary, 1.0);
-    for (std::int64_t v = 0; v < c.vocabulary; ++v) {
-      y[v] = static_cast<double>(z.at(n, v));
-      if (const double cap = c.softcap; cap > 0.0) {
-        slope[v] = 1.0 / (std::cosh(y[v] / cap) * std::cosh(y[v] / cap));
-        y[v] = cap * std::tanh(y[v] / cap);
-      }
-    }
-    double maximum = y[0], sum = 0.0;
-    for (const double value : y) maximum = std::max(maximum, value);
-    for (const double value : y) sum += std::exp(value - maximum);
-    const double lse = maximum + std::log(sum);
-    result.loss += lse - y[targets[n]];
-    for (std::int64_t v = 0; v < c.vocabulary; ++v) {
-      result.gradient[n * c.padded + v] = scale * (std::exp(y[v] - lse) - (v == targets[n] ? 1.0 : 0.0)) * slope[v];
-    }
-  }
-  return result;
+LossReference reference(const Matrix& z, const Case& c, const std::vector<std::int32_t>& targets, double scale) {
+  return loss_reference(z.values(), c.vocabulary, c.padded, c.softcap, targets, scale);
 }
 
 Matrix logits_of(const Case& c, DType type) {
@@ -75,7 +51,7 @@ TEST_P(LossFamily, loss_and_gradient_agree_with_the_reference) {
                                        std::to_string(c.rows) + " x " + std::to_string(c.vocabulary));
       const Matrix z = logits_of(c, type);
       const std::vector<std::int32_t> targets = random_integers(c.rows, static_cast<std::int32_t>(c.vocabulary), 2);
-      const Expected expected = reference(z, c, targets, 0.25);
+      const LossReference expected = reference(z, c, targets, 0.25);
       const Array logits(machine, z, type, c.padding);
       const double loss = run(logits, c.vocabulary, targets, c.softcap, 0.25F, true);
       const double rounding = c.softcap > 0.0F ? 3e-7 : 1e-7;  // capped logits and their exponentials are fp32
@@ -99,7 +75,7 @@ TEST_P(LossFamily, a_row_of_a_large_vocabulary_agrees_with_the_reference) {
       const Case c{1, vocabulary, vocabulary + 24, 0, 0.0F, 3.0};
       const Matrix z = logits_of(c, type);
       const std::vector<std::int32_t> targets = {static_cast<std::int32_t>(vocabulary - 1)};
-      const Expected expected = reference(z, c, targets, 1.0);
+      const LossReference expected = reference(z, c, targets, 1.0);
       const Array logits(machine, z, type);
       EXPECT_NEAR(run(logits, c.vocabulary, targets, 0.0F, 1.0F, true), expected.loss, 1e-6 * expected.loss);
       expect_close(logits.values(), expected.gradient, tolerance(type, 2e-6), "gradient", c.padded, 2e-7);
@@ -112,7 +88,7 @@ TEST_P(LossFamily, rows_without_a_target_add_no_loss_and_have_zero_gradient) {
     const Case c{5, 70, 80, 0, 0.0F, 2.0};
     Matrix z = logits_of(c, type);
     const std::vector<std::int32_t> targets = {7, -1, 69, -1, 0};
-    const Expected expected = reference(z, c, targets, 1.0);
+    const LossReference expected = reference(z, c, targets, 1.0);
     z.at(1, 3) = NAN;  // not part of the loss, so not part of anything
     const Array logits(machine, z, type);
     EXPECT_NEAR(run(logits, c.vocabulary, targets, 0.0F, 1.0F, true), expected.loss, 1e-6 * expected.loss);

@@ -7,7 +7,7 @@
 #include <stdexcept>
 
 #include "cpu/families.h"
-#include "ops/reference.h"
+#include "ops/loss_reference.h"
 
 namespace polaron::test {
 namespace {
@@ -44,36 +44,9 @@ std::vector<Case> cases() {
   return all;
 }
 
-struct Expected {
-  double loss = 0.0;
-  Doubles gradient;  // [rows, padded]
-};
-
 // z: dense [rows, padded].
-Expected reference(const Doubles& z, const Case& c, const std::vector<std::int32_t>& targets, double scale) {
-  Expected result{0.0, Doubles(c.rows * c.padded)};
-  const double cap = c.softcap;
-  for (std::int64_t n = 0; n < c.rows; ++n) {
-    if (targets[n] < 0) continue;
-    Doubles y(c.vocabulary), slope(c.vocabulary, 1.0);
-    for (std::int64_t v = 0; v < c.vocabulary; ++v) {
-      y[v] = z[n * c.padded + v];
-      if (cap > 0.0) {
-        slope[v] = 1.0 / (std::cosh(y[v] / cap) * std::cosh(y[v] / cap));
-        y[v] = cap * std::tanh(y[v] / cap);
-      }
-    }
-    double maximum = y[0], sum = 0.0;
-    for (const double value : y) maximum = std::max(maximum, value);
-    for (const double value : y) sum += std::exp(value - maximum);
-    const double lse = maximum + std::log(sum);
-    result.loss += lse - y[targets[n]];
-    for (std::int64_t v = 0; v < c.vocabulary; ++v) {
-      const double wanted = v == targets[n] ? 1.0 : 0.0;
-      result.gradient[n * c.padded + v] = scale * (std::exp(y[v] - lse) - wanted) * slope[v];
-    }
-  }
-  return result;
+LossReference reference(const Doubles& z, const Case& c, const std::vector<std::int32_t>& targets, double scale) {
+  return loss_reference(z, c.vocabulary, c.padded, c.softcap, targets, scale);
 }
 
 class CrossEntropy : public testing::TestWithParam<Case> {
@@ -97,7 +70,7 @@ class CrossEntropy : public testing::TestWithParam<Case> {
 };
 
 TEST_P(CrossEntropy, agrees_with_the_reference) {
-  const Expected expected = reference(readable(), c, targets.values(), 0.25);
+  const LossReference expected = reference(readable(), c, targets.values(), 0.25);
   double loss = 0.0;
   ops->cross_entropy(stream, logits.tensor(), c.vocabulary, targets.tensor(), c.softcap, 0.25F, true, &loss);
   // A capped logit is rounded to fp32 before its exponential is taken.
@@ -138,7 +111,7 @@ TEST(CrossEntropyRows, rows_without_a_target_add_no_loss_and_have_zero_gradient)
     Doubles z = logits.values();
     z[c.padded + 3] = 0.0;
     Column targets({7, -1, 69, -1, 0});
-    const Expected expected = reference(z, c, targets.values(), 1.0);
+    const LossReference expected = reference(z, c, targets.values(), 1.0);
     HostStream stream;
     double loss = 0.0;
     cpu::make_loss_ops()->cross_entropy(stream, logits.tensor(), c.vocabulary, targets.tensor(), 0.0F, 1.0F, true,
@@ -202,7 +175,7 @@ TEST(CrossEntropyRows, a_surely_predicted_target_keeps_the_digits_of_its_gradien
   Matrix logits(1, 3);
   logits.at(0, 1) = 14.0F;  // probability 1 - 1.7e-6
   Column targets({1});
-  const Expected expected = reference(logits.values(), c, targets.values(), 1.0);
+  const LossReference expected = reference(logits.values(), c, targets.values(), 1.0);
   HostStream stream;
   double loss = 0.0;
   cpu::make_loss_ops()->cross_entropy(stream, logits.tensor(), 3, targets.tensor(), 0.0F, 1.0F, true, &loss);
