@@ -4,11 +4,11 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <mutex>
 #include <stdexcept>
 
 #include "cpu/gemm.h"
 #include "ops/bf16_matrix.h"
+#include "ops/gemm_recorder.h"
 #include "ops/gemm_units.h"
 
 namespace polaron::test {
@@ -228,32 +228,6 @@ TEST_P(Bf16Gemm, sums_of_a_transposed_operand_come_along) {
   }
 }
 
-// Counts how often each element is seen, keeps the values, and adds 1 to them.
-class Recorder final : public cpu::GemmEpilogue {
- public:
-  Recorder(std::int64_t rows, std::int64_t cols) : seen(rows, cols), values(rows, cols) {}
-  void apply(const GemmBlock& block) const override {
-    const std::lock_guard lock(mutex_);
-    for (std::int64_t r = 0; r < block.rows; ++r) {
-      for (std::int64_t c = 0; c < block.cols; ++c) {
-        record(block.row + r, block.col + c, block.values[r * block.stride + c]);
-        if (block.second != nullptr) {
-          record(block.row + r, seen.cols() / 2 + block.col + c, block.second[r * block.stride + c]);
-        }
-      }
-    }
-  }
-  mutable Matrix seen, values;
-
- private:
-  void record(std::int64_t row, std::int64_t col, float& value) const {
-    seen.at(row, col) += 1.0F;
-    values.at(row, col) = value;
-    value += 1.0F;
-  }
-  mutable std::mutex mutex_;
-};
-
 TEST_P(Bf16Gemm, the_epilogue_sees_each_finished_element_once_and_may_change_it) {
   for (const CacheSizes& caches : kCaches) {
     Gemm gemm(GemmEngine::tiles, unit(), caches);
@@ -267,7 +241,7 @@ TEST_P(Bf16Gemm, the_epilogue_sees_each_finished_element_once_and_may_change_it)
             Bf16Matrix c(s.m, s.n, 3);
             if (stored) product.store(c);
             product.args.halves = halves;
-            const Recorder recorder(s.m, s.n);
+            const Recorder recorder(s.m, s.n, 1.0F);
             gemm(product.args, &recorder);
             expect_exact(recorder.seen, Doubles(s.m * s.n, 1.0), 0.0, "times seen");
             expect_exact(recorder.values, product.expected, 0.0, "values seen");

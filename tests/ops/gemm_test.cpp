@@ -5,12 +5,12 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "cpu/blas.h"
+#include "ops/gemm_recorder.h"
 #include "ops/reference.h"
 
 namespace polaron::test {
@@ -114,31 +114,6 @@ TEST_P(GemmEngines, sums_of_a_transposed_operand_come_along) {
     }
   }
 }
-
-// Counts how often each element is seen, and keeps the values.
-class Recorder final : public cpu::GemmEpilogue {
- public:
-  Recorder(std::int64_t rows, std::int64_t cols) : seen(rows, cols), values(rows, cols) {}
-  void apply(const GemmBlock& block) const override {
-    const std::lock_guard lock(mutex_);
-    for (std::int64_t r = 0; r < block.rows; ++r) {
-      for (std::int64_t c = 0; c < block.cols; ++c) {
-        record(block.row + r, block.col + c, block.values[r * block.stride + c]);
-        if (block.second != nullptr) {
-          record(block.row + r, seen.cols() / 2 + block.col + c, block.second[r * block.stride + c]);
-        }
-      }
-    }
-  }
-  mutable Matrix seen, values;
-
- private:
-  void record(std::int64_t row, std::int64_t col, float value) const {
-    seen.at(row, col) += 1.0F;
-    values.at(row, col) = value;
-  }
-  mutable std::mutex mutex_;
-};
 
 TEST_P(GemmEngines, the_epilogue_sees_each_finished_element_once) {
   for (const Sizes& s : {Sizes{1, 2, 1}, Sizes{40, 90, 30}, Sizes{300, 130, 1000}, Sizes{310, 330, 2300}}) {
