@@ -10,11 +10,10 @@ class Family : public testing::TestWithParam<Place> {
   void SetUp() override {
     if (!machine.there()) GTEST_SKIP() << why_not;
   }
-  // Calls body(type) for every type of activations that the machine computes with.
+  // Calls body(type) for every type of activations.
   template <class Body>
   void for_types(Body&& body) const {
-    for (const DType type : {DType::f32, DType::bf16}) {
-      if (!machine.has(type)) continue;
+    for (const DType type : kActivationTypes) {
       const testing::ScopedTrace trace(__FILE__, __LINE__, polaron::name_of(type));
       body(type);
     }

@@ -57,8 +57,6 @@ Machine::Machine(const cuda::emulation::Options& options)
 
 Machine::~Machine() = default;
 
-bool Machine::has(DType type) const { return type == DType::f32 || device().info().kind != "cpu"; }
-
 Array::Array(const Machine& machine, const Matrix& values, DType type, std::int64_t padding) : machine_(machine) {
   const std::int64_t stride = values.cols() + padding;
   memory_ = DeviceBuffer(machine.device(), static_cast<std::size_t>(values.rows() * stride + kTail) * size_of(type));

@@ -38,7 +38,6 @@ class Machine {
   ~Machine();
 
   bool there() const { return backend_ != nullptr; }
-  bool has(DType type) const;  // whether it computes with this type of activations
   Backend& ops() const { return *backend_; }
   Device& device() const { return backend_->device(); }
   Stream& stream() const { return *stream_; }
