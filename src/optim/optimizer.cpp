@@ -139,7 +139,7 @@ Optimizer::Optimizer(Assignment assignment, const ParameterTable& table, Backend
     // What the model computes with travels: the working copies, or vectors, which have none, in fp32.
     const bool working = buffers_.working != nullptr && range.rounded;
     void* const data = working ? static_cast<void*>(buffers_.working + range.offset) : buffers_.weights + range.offset;
-    (range.matrix ? matrix_segments_ : vector_segments_)
+    (range.matrix ? matrix_segments_ : elementwise_segments_)
         .push_back({data, working ? DType::bf16 : DType::f32, range.elements, range.owner});
   }
 }
@@ -168,7 +168,7 @@ void Optimizer::step(Stream& stream, std::int64_t step, double lr_factor, const 
 }
 
 void Optimizer::gather(Stream& stream, bool matrices) {
-  const std::vector<Segment>& segments = matrices ? matrix_segments_ : vector_segments_;
+  const std::vector<Segment>& segments = matrices ? matrix_segments_ : elementwise_segments_;
   if (!segments.empty()) communicator_.gather_from_owners(stream, segments);
 }
 

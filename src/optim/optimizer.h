@@ -105,8 +105,8 @@ class Optimizer {
     float* first = nullptr;
     float* second = nullptr;
   };
-  std::vector<ElementwiseState> elementwise_;               // m and v, or momentum and null
-  std::vector<Segment> matrix_segments_, vector_segments_;  // gathered after the step
+  std::vector<ElementwiseState> elementwise_;                    // m and v, or momentum and null
+  std::vector<Segment> matrix_segments_, elementwise_segments_;  // gathered after the step
 };
 
 }  // namespace polaron
