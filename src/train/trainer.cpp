@@ -10,7 +10,7 @@
 #include "train/huggingface.h"
 #include "train/processes.h"
 #include "train/run_directory.h"
-#include "train/training_run.h"
+#include "train/trainer_class.h"
 
 namespace polaron {
 

@@ -9,7 +9,7 @@
 #include "train/format.h"
 #include "train/generate.h"
 #include "train/report.h"
-#include "train/training_run.h"
+#include "train/trainer_class.h"
 
 namespace polaron {
 

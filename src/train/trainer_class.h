@@ -1,4 +1,5 @@
-// One start of a training run (train/trainer.h): its parts, and what happens when. Internal to train/.
+// The class behind train() of trainer.h: one start of a run. trainer.cpp has what happens when, trainer_events.cpp what
+// is told and left of it. Internal to train/.
 #pragma once
 
 #include <chrono>
@@ -61,7 +62,7 @@ class Trainer {
   Clock::time_point start_;
   TrainOptions options_;
   Communicator& communicator_;
-  bool root_;                                   // this process writes
+  bool root_;                                   // this process writes to the run directory and the console
   File lock_;                                   // on the run directory, where it exists
   std::optional<CheckpointReader> checkpoint_;  // to resume from; gone once it is read
   Session session_;
