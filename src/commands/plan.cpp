@@ -63,6 +63,7 @@ Exit run_plan(const PlanCommand& command) {
       resolve_vocabulary(config, find_vocabulary(config.data));
     }
   }
+  config.training.micro_batch = micro_batch_of(config.training, command.processes);  // as a run has it
   const ParameterTable table(config.model);
   const Assignment assignment = assign_optimizers(config.optimizer, config.model, table);
   const ChosenBackend chosen = make_backend(config.device, static_cast<int>(config.threads));

@@ -1,10 +1,16 @@
 #include "train/plan.h"
 
+#include <algorithm>
+
 #include "model/transformer.h"
 #include "optim/optimizer.h"
 #include "train/device_batch.h"
 
 namespace polaron {
+
+std::int64_t micro_batch_of(const TrainingConfig& training, int processes) {
+  return std::min(training.micro_batch, std::max<std::int64_t>(1, training.batch / processes));
+}
 
 ActivationShape activation_shape(const Config& config) {
   ActivationShape shape;

@@ -54,6 +54,9 @@ TrafficPlan plan_traffic(const Ownership& ownership, bool rounded);
 
 inline bool computed_in_bf16(const Config& config) { return config.precision == "bf16"; }
 
+// Sequences of a micro-batch of one of so many processes: the config's, or its share of the batch where that is less.
+std::int64_t micro_batch_of(const TrainingConfig& training, int processes);
+
 // Shape of the activations that a config asks for.
 ActivationShape activation_shape(const Config& config);
 

@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "cpu/host.h"
 #include "io/checksum.h"
+#include "train/plan.h"
 
 namespace polaron {
 namespace {
@@ -109,7 +110,7 @@ void check_processes(const Config& config, const Assignment& assignment, int pro
                                          processes, t.batch));
   }
   const std::int64_t share = t.batch / processes;
-  if (share % std::min(t.micro_batch, share) != 0) {
+  if (share % micro_batch_of(t, processes) != 0) {
     throw Error(Exit::usage, fmt::format("training.micro_batch {} does not divide the {} sequences of each of {} "
                                          "processes (training.batch {}).",
                                          t.micro_batch, share, processes, t.batch));

@@ -143,7 +143,7 @@ Session::Session(Config given, bool initialize, Communicator& communicator_)
   if (communicator.size() > 1) {
     check_same_start(config, communicator);
     check_processes(config, assignment, communicator.size());
-    config.training.micro_batch = std::min(config.training.micro_batch, config.training.batch / communicator.size());
+    config.training.micro_batch = micro_batch_of(config.training, communicator.size());
   }
   const Ownership ownership(assignment, table, communicator.size(), config.parallel.exchange);
   memory = plan_memory(config, table, assignment, ownership, communicator.rank(), backend);
