@@ -27,7 +27,7 @@ class EmbeddingOps {
   virtual void forward(Stream& stream, const Tensor& tokens, const Tensor& token_table, const Tensor& position_table,
                        std::int64_t sequence_length, const Tensor& out) = 0;
   // token_grad[v] += sum of d_out rows whose token is v;   position_grad[t] += sum over b of d_out[b*T+t] (may be
-  // absent). Sums run in row order, whatever the number of threads. Gradients fp32.
+  // absent). The order of the sums depends on the tokens alone, not on the number of threads. Gradients fp32.
   virtual void backward(Stream& stream, const Tensor& tokens, const Tensor& d_out, std::int64_t sequence_length,
                         const Tensor& token_grad, const Tensor& position_grad) = 0;
 };
