@@ -10,16 +10,17 @@ cd "$(dirname "$0")/.."
 
 echo "== packages"
 # shellcheck disable=SC2086
-need_packages $build_packages libgtest-dev libgmock-dev clang-format
+need_packages $build_packages libgtest-dev libgmock-dev clang-format python3-matplotlib
 
 echo "== formatting"
 formatter=clang-format
 command -v clang-format-14 >/dev/null && formatter=clang-format-14
-git ls-files 'src/*.h' 'src/*.cpp' 'cuda/*.h' 'cuda/*.cu' 'tests/*.h' 'tests/*.cpp' | xargs "$formatter" --dry-run -Werror
+git ls-files 'src/*.h' 'src/*.cpp' 'cuda/*.h' 'cuda/*.cu' 'tests/*.h' 'tests/*.cpp' 'bench/*.cpp' | xargs "$formatter" --dry-run -Werror
 echo "clean"
 
 echo "== build"
-cmake --preset release -G Ninja -Wno-dev >/dev/null
+# The tests of the plotting scripts are skipped by a python without matplotlib.
+cmake --preset release -G Ninja -Wno-dev -DPython3_EXECUTABLE="$(python_with matplotlib || command -v python3)" >/dev/null
 cmake --build --preset release
 
 echo "== tests"

@@ -4,12 +4,12 @@
 #   2. the CUDA kernels on the host, under AddressSanitizer and ThreadSanitizer
 #   3. the data loader and the communicator (on 1, 2 and 3 processes) under ThreadSanitizer, with clang
 #   4. libFuzzer on the config reader, shard headers and safetensors files, POLARON_FUZZ_SECONDS (default 300) each (clang)
-#   5. a portable build (no -march), and its tests
+#   5. a portable build (no -march) with the benchmarks, and its tests
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/dependencies.sh
 # shellcheck disable=SC2086
-need_packages $build_packages libgtest-dev libgmock-dev clang libclang-rt-14-dev libomp-dev
+need_packages $build_packages libgtest-dev libgmock-dev clang libclang-rt-14-dev libomp-dev libbenchmark-dev
 
 echo "== sanitizers"
 cmake --preset sanitize -G Ninja -Wno-dev >/dev/null
@@ -37,6 +37,6 @@ cmake --build build/fuzz --target fuzzers
 ctest --test-dir build/fuzz -R '^fuzz_' --output-on-failure
 
 echo "== portable build"
-cmake --preset portable -G Ninja -Wno-dev >/dev/null
+cmake --preset portable -G Ninja -Wno-dev -DPOLARON_BENCHMARKS=ON >/dev/null
 cmake --build --preset portable
 ctest --test-dir build/portable --output-on-failure -j "$(nproc)"
