@@ -14,6 +14,7 @@ class CudaBackend final : public Backend {
       : device_(make_device(index)),
         embedding_(make_embedding_ops(*device_)),
         norm_(make_norm_ops(*device_)),
+        mix_(make_mix_ops(*device_)),
         loss_(make_loss_ops(*device_)),
         elementwise_(make_elementwise_ops(*device_)) {}
 
@@ -21,6 +22,7 @@ class CudaBackend final : public Backend {
   EmbeddingOps& embedding() override { return *embedding_; }
   NormOps& norm() override { return *norm_; }
   LinearOps& linear() override { refuse(); }
+  MixOps& mix() override { return *mix_; }
   AttentionOps& attention() override { refuse(); }
   LossOps& loss() override { return *loss_; }
   ElementwiseOps& elementwise() override { return *elementwise_; }
@@ -34,6 +36,7 @@ class CudaBackend final : public Backend {
   std::unique_ptr<Device> device_;  // first: the families' memory is its
   std::unique_ptr<EmbeddingOps> embedding_;
   std::unique_ptr<NormOps> norm_;
+  std::unique_ptr<MixOps> mix_;
   std::unique_ptr<LossOps> loss_;
   std::unique_ptr<ElementwiseOps> elementwise_;
 };

@@ -10,6 +10,7 @@ namespace polaron::cuda {
 
 std::unique_ptr<EmbeddingOps> make_embedding_ops(Device& device);
 std::unique_ptr<NormOps> make_norm_ops(Device& device);
+std::unique_ptr<MixOps> make_mix_ops(Device& device);
 std::unique_ptr<LossOps> make_loss_ops(Device& device);
 std::unique_ptr<ElementwiseOps> make_elementwise_ops(Device& device);
 

@@ -46,7 +46,8 @@ struct Rows {
   std::int64_t stride, cols, vocabulary;
   const std::int32_t* targets;
   double* losses;  // one a row
-  float softcap, scale;
+  Softcap softcap;
+  float scale;
 };
 
 struct RowShared {
@@ -55,13 +56,18 @@ struct RowShared {
   float maximum, factor, target_gradient;
 };
 
-// The value after the soft cap, c tanh(z / c); slope: its derivative.
+// The value after the soft cap; slope: its derivative.
 template <bool capped>
-__device__ __forceinline__ float cap(float z, float softcap, float& slope) {
+__device__ __forceinline__ float cap(float z, const Softcap& softcap, float& slope) {
   if constexpr (!capped) return z;
-  const float t = tanhf(z / softcap);
-  slope = (1.0F - t) * (1.0F + t);
-  return softcap * t;
+  if (softcap.form == Softcap::Form::tanh) {
+    const float t = tanhf(z / softcap.cap);
+    slope = (1.0F - t) * (1.0F + t);
+    return softcap.cap * t;
+  }
+  const float x = z / softcap.cap, shrink = 1.0F / sqrtf(x * x + 1.0F);
+  slope = shrink * shrink * shrink;
+  return z * shrink;
 }
 
 template <class T, int pack, bool capped, bool gradient, bool kept>
@@ -164,7 +170,7 @@ class CudaLoss final : public LossOps {
   explicit CudaLoss(Device& device) : losses_(device) {}
 
   void cross_entropy(Stream& stream, const Tensor& logits, std::int64_t vocabulary, const Tensor& targets,
-                     float softcap, float scale, bool gradient, double* loss_sum) override {
+                     const Softcap& softcap, float scale, bool gradient, double* loss_sum) override {
     if (vocabulary < 1 || vocabulary > logits.cols) {
       throw std::logic_error("cross entropy: a vocabulary of " + std::to_string(vocabulary) + " in logits of width " +
                              std::to_string(logits.cols));
@@ -175,7 +181,7 @@ class CudaLoss final : public LossOps {
       const Rows<T> p{elements<T>(logits), logits.stride, logits.cols, vocabulary,
                       targets.i32(),       losses,        softcap,     scale};
       with_pack<T>(aligned_rows({logits}), [&](auto pack) {
-        if (softcap > 0.0F) {
+        if (softcap.cap > 0.0F) {
           rows<T, pack(), true>(stream, p, logits.rows, gradient);
         } else {
           rows<T, pack(), false>(stream, p, logits.rows, gradient);

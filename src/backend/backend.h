@@ -17,6 +17,7 @@ class Backend {
   virtual EmbeddingOps& embedding() = 0;
   virtual NormOps& norm() = 0;
   virtual LinearOps& linear() = 0;
+  virtual MixOps& mix() = 0;
   virtual AttentionOps& attention() = 0;
   virtual LossOps& loss() = 0;
   virtual ElementwiseOps& elementwise() = 0;

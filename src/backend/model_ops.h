@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "backend/device.h"
 #include "backend/tensor.h"
@@ -84,6 +85,33 @@ class LinearOps {
   virtual void activate(Stream& stream, Activation activation, const Tensor& pre, const Tensor& activated) = 0;
 };
 
+// --- mixing
+// -------------------------------------------------------------------------------------------------------------
+
+// One addend of a mix, coefficient * x. The coefficient is an fp32 number in device memory; null: 1.
+struct MixTerm {
+  Tensor x;
+  const float* coefficient = nullptr;
+};
+// What backward does with a term: d_x = coefficient * d_out (absent: not wanted), added to what is there when
+// `accumulate`; *d_coefficient (fp32, device) += sum of d_out * x (null: not wanted).
+struct MixGradient {
+  Tensor d_x;
+  bool accumulate = false;
+  float* d_coefficient = nullptr;
+};
+
+class MixOps {
+ public:
+  virtual ~MixOps() = default;
+  static constexpr std::size_t kMostTerms = 2;
+  // out = the sum of the terms, at most kMostTerms, all [N, cols]; out may be one of the x.
+  virtual void forward(Stream& stream, std::span<const MixTerm> terms, const Tensor& out) = 0;
+  // gradients[i] belongs to terms[i]; one d_x may be d_out itself. The x of a term without d_coefficient is not read.
+  virtual void backward(Stream& stream, const Tensor& d_out, std::span<const MixTerm> terms,
+                        std::span<const MixGradient> gradients) = 0;
+};
+
 // --- attention
 // ----------------------------------------------------------------------------------------------------------
 
@@ -110,37 +138,49 @@ struct Rotary {
   Tensor sin;
 };
 
+// Which heads of a packed projection are divided by their root mean square.
+enum class HeadNorm : std::uint8_t { none, qk, qkv };
+
 class AttentionOps {
  public:
   virtual ~AttentionOps() = default;
-  // In place on packed qkv [N, qkv_width]: q and k are divided by their root mean square per head (when qk_norm;
-  // rstd = 1/sqrt(mean(x^2) + eps) is kept in qk_rstd fp32 [N, heads + kv_heads]), then rotated.
-  virtual void prepare(Stream& stream, const AttentionShape& shape, bool qk_norm, float eps, const Rotary& rotary,
-                       const Tensor& qkv, const Tensor& qk_rstd) = 0;
+  // In place on packed qkv [N, qkv_width]: heads of q and k, or of q, k and v, are divided by their root mean square
+  // (rstd = 1/sqrt(mean(x^2) + eps) is kept in head_rstd, fp32, a column for each of these heads); then q and k are
+  // rotated.
+  virtual void prepare(Stream& stream, const AttentionShape& shape, HeadNorm norm, float eps, const Rotary& rotary,
+                       const Tensor& qkv, const Tensor& head_rstd) = 0;
   // In place on d_qkv: the gradient before `prepare` from the gradient after it; qkv is `prepare`'s result.
-  virtual void prepare_backward(Stream& stream, const AttentionShape& shape, bool qk_norm, const Rotary& rotary,
-                                const Tensor& qkv, const Tensor& qk_rstd, const Tensor& d_qkv) = 0;
+  virtual void prepare_backward(Stream& stream, const AttentionShape& shape, HeadNorm norm, const Rotary& rotary,
+                                const Tensor& qkv, const Tensor& head_rstd, const Tensor& d_qkv) = 0;
   // Causal attention, blocked, never T x T: out [N, q_width]; lse fp32 [B*heads, T] = log sum exp of the scaled scores.
-  // document_start i32 [N,1] (absent: one document): row t of sequence b sees keys in [document_start[b*T+t], t] only.
-  virtual void forward(Stream& stream, const AttentionShape& shape, const Tensor& qkv, const Tensor& document_start,
+  // first_key i32 [N,1] (absent: 0): row t of sequence b sees keys in [first_key[b*T+t], t] only; masks of documents
+  // and of blocks come as this.
+  virtual void forward(Stream& stream, const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key,
                        const Tensor& out, const Tensor& lse) = 0;
   // d_qkv [N, qkv_width], overwritten.
-  virtual void backward(Stream& stream, const AttentionShape& shape, const Tensor& qkv, const Tensor& document_start,
+  virtual void backward(Stream& stream, const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key,
                         const Tensor& out, const Tensor& lse, const Tensor& d_out, const Tensor& d_qkv) = 0;
 };
 
 // --- loss
 // ---------------------------------------------------------------------------------------------------------------
 
+// What bounds a logit z before the softmax, for a cap c > 0: c tanh(z / c), or c z / sqrt(z^2 + c^2).
+struct Softcap {
+  enum class Form : std::uint8_t { tanh, algebraic };
+  float cap = 0.0F;  // 0: none
+  Form form = Form::tanh;
+};
+
 class LossOps {
  public:
   virtual ~LossOps() = default;
   // Cross-entropy of one chunk of rows, in place. logits [rows, >= vocabulary] (columns from `vocabulary` on are
-  // padding: they stay out of the softmax and get gradient 0); targets i32 [rows,1], -1 = no target. softcap c > 0: z
-  // -> c * tanh(z / c) first. *loss_sum (fp64) += sum over targets of -log softmax(z)[target]. When `gradient`: logits
-  // become scale * d(sum of losses)/d(logits); otherwise they are left in an unspecified state.
+  // padding: they stay out of the softmax and get gradient 0); targets i32 [rows,1], -1 = no target. *loss_sum (fp64)
+  // += sum over targets of -log softmax(z)[target]. When `gradient`: logits become scale * d(sum of losses)/d(logits);
+  // otherwise they are left in an unspecified state.
   virtual void cross_entropy(Stream& stream, const Tensor& logits, std::int64_t vocabulary, const Tensor& targets,
-                             float softcap, float scale, bool gradient, double* loss_sum) = 0;
+                             const Softcap& softcap, float scale, bool gradient, double* loss_sum) = 0;
 };
 
 }  // namespace polaron

@@ -177,21 +177,21 @@ void forward_block(const AttentionInput& in, const T* qkv, int64_t b, int64_t h,
 
 class CpuAttentionOps final : public AttentionOps {
  public:
-  void prepare(Stream&, const AttentionShape& shape, bool qk_norm, float eps, const Rotary& rotary, const Tensor& qkv,
-               const Tensor& qk_rstd) override {
-    attention_prepare(shape, qk_norm, eps, rotary, qkv, qk_rstd);
+  void prepare(Stream&, const AttentionShape& shape, HeadNorm norm, float eps, const Rotary& rotary, const Tensor& qkv,
+               const Tensor& head_rstd) override {
+    attention_prepare(shape, norm, eps, rotary, qkv, head_rstd);
   }
-  void prepare_backward(Stream&, const AttentionShape& shape, bool qk_norm, const Rotary& rotary, const Tensor& qkv,
-                        const Tensor& qk_rstd, const Tensor& d_qkv) override {
-    attention_prepare_backward(shape, qk_norm, rotary, qkv, qk_rstd, d_qkv);
+  void prepare_backward(Stream&, const AttentionShape& shape, HeadNorm norm, const Rotary& rotary, const Tensor& qkv,
+                        const Tensor& head_rstd, const Tensor& d_qkv) override {
+    attention_prepare_backward(shape, norm, rotary, qkv, head_rstd, d_qkv);
   }
-  void forward(Stream&, const AttentionShape& shape, const Tensor& qkv, const Tensor& document_start, const Tensor& out,
+  void forward(Stream&, const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key, const Tensor& out,
                const Tensor& lse) override {
-    attention_forward(AttentionInput(shape, qkv, document_start), out, lse, scratch_);
+    attention_forward(AttentionInput(shape, qkv, first_key), out, lse, scratch_);
   }
-  void backward(Stream&, const AttentionShape& shape, const Tensor& qkv, const Tensor& document_start,
-                const Tensor& out, const Tensor& lse, const Tensor& d_out, const Tensor& d_qkv) override {
-    attention_backward(AttentionInput(shape, qkv, document_start), out, lse, d_out, d_qkv, scratch_, delta_);
+  void backward(Stream&, const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key, const Tensor& out,
+                const Tensor& lse, const Tensor& d_out, const Tensor& d_qkv) override {
+    attention_backward(AttentionInput(shape, qkv, first_key), out, lse, d_out, d_qkv, scratch_, delta_);
   }
 
  private:
@@ -201,11 +201,11 @@ class CpuAttentionOps final : public AttentionOps {
 
 }  // namespace
 
-AttentionInput::AttentionInput(const AttentionShape& shape_, const Tensor& qkv_, const Tensor& document_start_)
-    : shape(shape_), qkv(qkv_), document_start(document_start_ ? document_start_.i32() : nullptr) {}
+AttentionInput::AttentionInput(const AttentionShape& shape_, const Tensor& qkv_, const Tensor& first_key)
+    : shape(shape_), qkv(qkv_), first_of_row(first_key ? first_key.i32() : nullptr) {}
 
 int64_t AttentionInput::first_key(int64_t b, int64_t t) const {
-  int64_t first = document_start != nullptr ? std::clamp<int64_t>(document_start[row(b, t)], 0, t) : 0;
+  int64_t first = first_of_row != nullptr ? std::clamp<int64_t>(first_of_row[row(b, t)], 0, t) : 0;
   if (shape.window > 0) first = std::max(first, t - shape.window + 1);
   return first;
 }

@@ -17,7 +17,7 @@ namespace polaron::cpu {
 
 // A packed projection and who sees whom in it.
 struct AttentionInput {
-  AttentionInput(const AttentionShape& shape, const Tensor& qkv, const Tensor& document_start);
+  AttentionInput(const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key);
 
   std::int64_t row(std::int64_t b, std::int64_t t) const { return b * shape.sequence_length + t; }
   std::int64_t group() const { return shape.heads / shape.kv_heads; }  // query heads that share a key head
@@ -37,13 +37,13 @@ struct AttentionInput {
 
   const AttentionShape& shape;
   Tensor qkv;
-  const std::int32_t* document_start;  // may be null
+  const std::int32_t* first_of_row;  // what the caller gave; null: all keys
 };
 
-void attention_prepare(const AttentionShape& shape, bool qk_norm, float eps, const Rotary& rotary, const Tensor& qkv,
-                       const Tensor& qk_rstd);
-void attention_prepare_backward(const AttentionShape& shape, bool qk_norm, const Rotary& rotary, const Tensor& qkv,
-                                const Tensor& qk_rstd, const Tensor& d_qkv);
+void attention_prepare(const AttentionShape& shape, HeadNorm norm, float eps, const Rotary& rotary, const Tensor& qkv,
+                       const Tensor& head_rstd);
+void attention_prepare_backward(const AttentionShape& shape, HeadNorm norm, const Rotary& rotary, const Tensor& qkv,
+                                const Tensor& head_rstd, const Tensor& d_qkv);
 
 void attention_forward(const AttentionInput& input, const Tensor& out, const Tensor& lse, ThreadScratch& scratch);
 

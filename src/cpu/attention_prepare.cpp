@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -31,8 +32,8 @@ void change_floats(bf16* x, int64_t n, float* room, Body&& body) {
   for (int64_t i = 0; i < n; ++i) store(x + i, room[i]);
 }
 
-// Calls body(row, room) for each row, on all threads. A row's heads of q come first, then those of k, `width` elements
-// in all; `room` has space for twice as many floats.
+// Calls body(row, room) for each row, on all threads. A row's first `width` elements are
+// meant; `room` has space for twice as many floats.
 template <class Body>
 void for_rows(const AttentionShape& shape, int64_t width, Body&& body) {
   const int64_t rows = shape.batch * shape.sequence_length;
@@ -61,56 +62,64 @@ inline float sum_of_products(const float* x, const float* y, int64_t n) {
   return sum;
 }
 
+// Heads at the start of a packed row that an op looks at: those of q and k, which come first and are rotated, and those
+// that are normalised.
+struct Heads {
+  Heads(const AttentionShape& shape, HeadNorm norm, const Rotary& rotary)
+      : rotated(rotary.cos ? shape.heads + shape.kv_heads : 0),
+        normed(norm == HeadNorm::none ? 0 : shape.heads + (norm == HeadNorm::qk ? 1 : 2) * shape.kv_heads) {}
+  int64_t count() const { return std::max(rotated, normed); }
+  int64_t rotated, normed;
+};
+
 template <class T>
-void prepare(const AttentionShape& shape, bool qk_norm, float eps, const Rotary& rotary, const Tensor& qkv,
-             const Tensor& qk_rstd) {
-  const int64_t size = shape.head_size, half = size / 2, heads = shape.heads + shape.kv_heads, width = heads * size;
-  const bool rotates = static_cast<bool>(rotary.cos);
+void prepare(const AttentionShape& shape, const Heads& heads, float eps, const Rotary& rotary, const Tensor& qkv,
+             const Tensor& head_rstd) {
+  const int64_t size = shape.head_size, half = size / 2, width = heads.count() * size;
   const float *cos = elements<float>(rotary.cos), *sin = elements<float>(rotary.sin);
-  float* const rstd = qk_norm ? qk_rstd.f32() : nullptr;
+  float* const rstd = heads.normed > 0 ? head_rstd.f32() : nullptr;
   T* const data = elements<T>(qkv);
   for_rows(shape, width, [&](int64_t row, float* room) {
     const int64_t t = row % shape.sequence_length;
-    change_floats(data + row * qkv.stride, width, room, [&](float* q_and_k) {
-      for (int64_t head = 0; head < heads; ++head) {
-        float* const x = q_and_k + head * size;
-        if (qk_norm) {
+    change_floats(data + row * qkv.stride, width, room, [&](float* in) {
+      for (int64_t head = 0; head < heads.count(); ++head) {
+        float* const x = in + head * size;
+        if (head < heads.normed) {
           const float factor = 1.0F / std::sqrt(sum_of_products(x, x, size) / static_cast<float>(size) + eps);
-          rstd[row * qk_rstd.stride + head] = factor;
+          rstd[row * head_rstd.stride + head] = factor;
 #pragma omp simd
           for (int64_t j = 0; j < size; ++j) x[j] *= factor;
         }
-        if (rotates) turn(x, half, cos + t * rotary.cos.stride, sin + t * rotary.sin.stride, 1.0F);
+        if (head < heads.rotated) turn(x, half, cos + t * rotary.cos.stride, sin + t * rotary.sin.stride, 1.0F);
       }
     });
   });
 }
 
 template <class T>
-void prepare_backward(const AttentionShape& shape, bool qk_norm, const Rotary& rotary, const Tensor& qkv,
-                      const Tensor& qk_rstd, const Tensor& d_qkv) {
-  const int64_t size = shape.head_size, half = size / 2, heads = shape.heads + shape.kv_heads, width = heads * size;
-  const bool rotates = static_cast<bool>(rotary.cos);
+void prepare_backward(const AttentionShape& shape, const Heads& heads, const Rotary& rotary, const Tensor& qkv,
+                      const Tensor& head_rstd, const Tensor& d_qkv) {
+  const int64_t size = shape.head_size, half = size / 2, width = heads.count() * size;
   const float *cos = elements<float>(rotary.cos), *sin = elements<float>(rotary.sin);
-  const float* const rstd = qk_norm ? qk_rstd.f32() : nullptr;
-  const T* const result = qk_norm ? elements<T>(qkv) : nullptr;
+  const float* const rstd = heads.normed > 0 ? head_rstd.f32() : nullptr;
+  const T* const result = heads.normed > 0 ? elements<T>(qkv) : nullptr;
   T* const data = elements<T>(d_qkv);
   for_rows(shape, width, [&](int64_t row, float* room) {
     const int64_t t = row % shape.sequence_length;
     // With y = R x_hat, x_hat = rstd x and g = R^T dy: dx = rstd (g - x_hat mean(g x_hat)). R keeps inner products, so
     // mean(g x_hat) = mean(dy y), and the projection can be done before turning back, on y itself.
-    const float* const ys = qk_norm ? as_floats(result + row * qkv.stride, width, room + width) : nullptr;
-    change_floats(data + row * d_qkv.stride, width, room, [&](float* d_q_and_k) {
-      for (int64_t head = 0; head < heads; ++head) {
-        float* const d = d_q_and_k + head * size;
-        if (qk_norm) {
+    const float* const ys = result != nullptr ? as_floats(result + row * qkv.stride, width, room + width) : nullptr;
+    change_floats(data + row * d_qkv.stride, width, room, [&](float* in) {
+      for (int64_t head = 0; head < heads.count(); ++head) {
+        float* const d = in + head * size;
+        if (head < heads.normed) {
           const float* const y = ys + head * size;
           const float mean = sum_of_products(d, y, size) / static_cast<float>(size);
-          const float factor = rstd[row * qk_rstd.stride + head];
+          const float factor = rstd[row * head_rstd.stride + head];
 #pragma omp simd
           for (int64_t j = 0; j < size; ++j) d[j] = factor * (d[j] - y[j] * mean);
         }
-        if (rotates) turn(d, half, cos + t * rotary.cos.stride, sin + t * rotary.sin.stride, -1.0F);
+        if (head < heads.rotated) turn(d, half, cos + t * rotary.cos.stride, sin + t * rotary.sin.stride, -1.0F);
       }
     });
   });
@@ -118,18 +127,20 @@ void prepare_backward(const AttentionShape& shape, bool qk_norm, const Rotary& r
 
 }  // namespace
 
-void attention_prepare(const AttentionShape& shape, bool qk_norm, float eps, const Rotary& rotary, const Tensor& qkv,
-                       const Tensor& qk_rstd) {
-  if (!qk_norm && !rotary.cos) return;
+void attention_prepare(const AttentionShape& shape, HeadNorm norm, float eps, const Rotary& rotary, const Tensor& qkv,
+                       const Tensor& head_rstd) {
+  const Heads heads(shape, norm, rotary);
+  if (heads.count() == 0) return;
   with_element_type(qkv.dtype, "attention prepare",
-                    [&](auto type) { prepare<decltype(type)>(shape, qk_norm, eps, rotary, qkv, qk_rstd); });
+                    [&](auto type) { prepare<decltype(type)>(shape, heads, eps, rotary, qkv, head_rstd); });
 }
 
-void attention_prepare_backward(const AttentionShape& shape, bool qk_norm, const Rotary& rotary, const Tensor& qkv,
-                                const Tensor& qk_rstd, const Tensor& d_qkv) {
-  if (!qk_norm && !rotary.cos) return;
+void attention_prepare_backward(const AttentionShape& shape, HeadNorm norm, const Rotary& rotary, const Tensor& qkv,
+                                const Tensor& head_rstd, const Tensor& d_qkv) {
+  const Heads heads(shape, norm, rotary);
+  if (heads.count() == 0) return;
   with_element_type(d_qkv.dtype, "attention prepare backward",
-                    [&](auto type) { prepare_backward<decltype(type)>(shape, qk_norm, rotary, qkv, qk_rstd, d_qkv); });
+                    [&](auto type) { prepare_backward<decltype(type)>(shape, heads, rotary, qkv, head_rstd, d_qkv); });
 }
 
 }  // namespace polaron::cpu

@@ -12,6 +12,7 @@ class CpuBackend final : public Backend {
         embedding_(cpu::make_embedding_ops()),
         norm_(cpu::make_norm_ops()),
         linear_(cpu::make_linear_ops()),
+        mix_(cpu::make_mix_ops()),
         attention_(cpu::make_attention_ops()),
         loss_(cpu::make_loss_ops()),
         elementwise_(cpu::make_elementwise_ops()),
@@ -21,6 +22,7 @@ class CpuBackend final : public Backend {
   EmbeddingOps& embedding() override { return *embedding_; }
   NormOps& norm() override { return *norm_; }
   LinearOps& linear() override { return *linear_; }
+  MixOps& mix() override { return *mix_; }
   AttentionOps& attention() override { return *attention_; }
   LossOps& loss() override { return *loss_; }
   ElementwiseOps& elementwise() override { return *elementwise_; }
@@ -31,6 +33,7 @@ class CpuBackend final : public Backend {
   std::unique_ptr<EmbeddingOps> embedding_;
   std::unique_ptr<NormOps> norm_;
   std::unique_ptr<LinearOps> linear_;
+  std::unique_ptr<MixOps> mix_;
   std::unique_ptr<AttentionOps> attention_;
   std::unique_ptr<LossOps> loss_;
   std::unique_ptr<ElementwiseOps> elementwise_;

@@ -14,6 +14,7 @@ std::unique_ptr<Device> make_device(int threads);  // 0: one a core this process
 std::unique_ptr<EmbeddingOps> make_embedding_ops();
 std::unique_ptr<NormOps> make_norm_ops();
 std::unique_ptr<LinearOps> make_linear_ops();
+std::unique_ptr<MixOps> make_mix_ops();
 std::unique_ptr<AttentionOps> make_attention_ops();
 std::unique_ptr<LossOps> make_loss_ops();
 std::unique_ptr<ElementwiseOps> make_elementwise_ops();

@@ -50,16 +50,42 @@ float exponentials(const T* values, std::int64_t count, float maximum, float* ke
   return sum;
 }
 
-// capped = c tanh(z / c) and its derivative, 1 - tanh^2(z / c).
+// capped = c tanh(z / c) with slope 1 - tanh^2(z / c), or capped = c z / sqrt(z^2 + c^2) with slope
+// (c / sqrt(z^2 + c^2))^3.
 template <class T>
-void soft_cap(const T* logits, std::int64_t count, float cap, float* capped, float* slopes) {
-  const float inverse_cap = 1.0F / cap;
+void soft_cap(const T* logits, std::int64_t count, const Softcap& softcap, float* capped, float* slopes) {
+  const float cap = softcap.cap, inverse_cap = 1.0F / cap;
+  if (softcap.form == Softcap::Form::tanh) {
+#pragma omp simd
+    for (std::int64_t i = 0; i < count; ++i) {
+      const float t = simd_tanh(load(logits + i) * inverse_cap);
+      capped[i] = cap * t;
+      slopes[i] = (1.0F - t) * (1.0F + t);
+    }
+    return;
+  }
 #pragma omp simd
   for (std::int64_t i = 0; i < count; ++i) {
-    const float t = simd_tanh(load(logits + i) * inverse_cap);
-    capped[i] = cap * t;
-    slopes[i] = (1.0F - t) * (1.0F + t);
+    const float z = load(logits + i), x = z * inverse_cap;
+    const float shrink = 1.0F / std::sqrt(x * x + 1.0F);
+    capped[i] = z * shrink;
+    slopes[i] = shrink * shrink * shrink;
   }
+}
+
+// The same for one logit, in double: value and slope.
+struct Capped {
+  double value, slope;
+};
+Capped soft_cap(double z, const Softcap& softcap) {
+  if (softcap.cap <= 0.0F) return {z, 1.0};
+  const double x = z / softcap.cap;
+  if (softcap.form == Softcap::Form::tanh) {
+    const double t = std::tanh(x);
+    return {softcap.cap * t, (1.0 - t) * (1.0 + t)};
+  }
+  const double shrink = 1.0 / std::sqrt(x * x + 1.0);
+  return {z * shrink, shrink * shrink * shrink};
 }
 
 // log sum exp of a row, block by block, as maximum + log(sum). The two are never added: next to a large maximum the
@@ -82,13 +108,13 @@ struct LogSumExp {
 template <class T>
 class RowLoss {
  public:
-  RowLoss(std::int64_t vocabulary, float softcap, float scale, bool gradient)
+  RowLoss(std::int64_t vocabulary, const Softcap& softcap, float scale, bool gradient)
       : vocabulary_(vocabulary),
         softcap_(softcap),
         scale_(scale),
         gradient_(gradient),
         block_maxima_((vocabulary + kBlock - 1) / kBlock),
-        slopes_(softcap > 0.0F ? vocabulary : 0),
+        slopes_(softcap.cap > 0.0F ? vocabulary : 0),
         terms_(gradient && !kInPlace ? vocabulary : 0) {}
 
   // The loss of one row, whose logits become its gradient.
@@ -97,14 +123,13 @@ class RowLoss {
       if (gradient_) std::fill_n(logits, width, T{});
       return 0.0;
     }
-    const double z = load(logits + target), cap = softcap_;
-    const double tangent = softcap_ > 0.0F ? std::tanh(z / cap) : 0.0;
+    const Capped wanted = soft_cap(static_cast<double>(load(logits + target)), softcap_);
     float* const terms = kept_terms(logits);
     const LogSumExp total = gradient_ ? log_sum_exp<true>(logits, terms) : log_sum_exp<false>(logits, terms);
-    const double log_probability = total.log_probability(softcap_ > 0.0F ? cap * tangent : z);
+    const double log_probability = total.log_probability(wanted.value);
     if (gradient_) {
       scale_terms(terms, total, logits);
-      store(logits + target, static_cast<float>(scale_ * std::expm1(log_probability) * (1.0 - tangent * tangent)));
+      store(logits + target, static_cast<float>(scale_ * std::expm1(log_probability) * wanted.slope));
       std::fill_n(logits + vocabulary_, width - vocabulary_, T{});
     }
     return -log_probability;
@@ -139,7 +164,7 @@ class RowLoss {
       auto [maximum, poison] = scan(logits + first, count);
       float* const kept = keep ? terms + first : nullptr;
       float sum = 0.0F;
-      if (softcap_ > 0.0F) {
+      if (softcap_.cap > 0.0F) {
         soft_cap(logits + first, count, softcap_, capped.data(), slopes_.data() + first);
         maximum = scan(capped.data(), count).maximum;
         sum = exponentials<keep>(capped.data(), count, maximum, kept);
@@ -158,7 +183,7 @@ class RowLoss {
       const auto factor = static_cast<float>(scale_ * std::exp(total.log_probability(block_maxima_[block])));
       const float* const from = terms + first;
       T* const to = gradient + first;
-      if (softcap_ > 0.0F) {
+      if (softcap_.cap > 0.0F) {
         const float* const slopes = slopes_.data() + first;
 #pragma omp simd
         for (std::int64_t i = 0; i < count; ++i) store(to + i, from[i] * factor * slopes[i]);
@@ -172,15 +197,16 @@ class RowLoss {
   static constexpr bool kInPlace = std::is_same_v<T, float>;
 
   std::int64_t vocabulary_;
-  float softcap_, scale_;
+  Softcap softcap_;
+  float scale_;
   bool gradient_;
   std::vector<float> block_maxima_, slopes_, terms_;
 };
 
 class CpuLoss final : public LossOps {
  public:
-  void cross_entropy(Stream&, const Tensor& logits, std::int64_t vocabulary, const Tensor& targets, float softcap,
-                     float scale, bool gradient, double* loss_sum) override {
+  void cross_entropy(Stream&, const Tensor& logits, std::int64_t vocabulary, const Tensor& targets,
+                     const Softcap& softcap, float scale, bool gradient, double* loss_sum) override {
     const std::int32_t* const wanted = targets.i32();
     check(logits, vocabulary, wanted);
     row_losses_.resize(logits.rows);

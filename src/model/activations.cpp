@@ -35,7 +35,7 @@ void ActivationLayout::add_block(const TransformerConfig& config, const Activati
   if (has_mean) add_statistics(block.mean1, prefix + "mean1", n, 1);
   add_statistics(block.rstd1, prefix + "rstd1", n, 1);
   add(block.qkv, prefix + "qkv", n, q_width + 2 * kv_width);
-  if (config.qk_norm) add_statistics(block.qk_rstd, prefix + "qk_rstd", n, config.heads + config.kv_heads);
+  if (config.qk_norm) add_statistics(block.head_rstd, prefix + "head_rstd", n, config.heads + config.kv_heads);
   add_statistics(block.lse, prefix + "lse", shape.sequences * config.heads, shape.sequence_length);
   add(block.attended, prefix + "attended", n, q_width);
   add(block.residual2, prefix + "residual2", n, config.width);
@@ -79,7 +79,7 @@ Activations ActivationLayout::place(const Arena& arena) const {
   Activations placed = tensors_;
   const auto put = [&](Tensor& tensor) { tensor = arena.tensor(tensor.rows - 1); };
   for (BlockActivations& b : placed.blocks) {
-    for (Tensor* tensor : {&b.residual1, &b.normed1, &b.mean1, &b.rstd1, &b.qkv, &b.qk_rstd, &b.lse, &b.attended,
+    for (Tensor* tensor : {&b.residual1, &b.normed1, &b.mean1, &b.rstd1, &b.qkv, &b.head_rstd, &b.lse, &b.attended,
                            &b.residual2, &b.normed2, &b.mean2, &b.rstd2, &b.pre, &b.activated}) {
       put(*tensor);
     }

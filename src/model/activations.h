@@ -24,7 +24,7 @@ struct ActivationShape {
 // What the forward pass of a block leaves for its backward pass. N rows each, but for lse [B*heads, T].
 struct BlockActivations {
   Tensor residual1, normed1, mean1, rstd1;  // before attention: the residual stream, its norm and the norm's statistics
-  Tensor qkv, qk_rstd, lse, attended;  // packed q|k|v after `prepare`; the attention's output before its projection
+  Tensor qkv, head_rstd, lse, attended;  // packed q|k|v after `prepare`; the attention's output before its projection
   Tensor residual2, normed2, mean2, rstd2;  // before the MLP
   Tensor pre, activated;                    // the MLP's hidden layer before and after its activation
 };

@@ -119,7 +119,7 @@ AttentionShape Transformer::attention_shape(const DeviceBatch& batch) const {
 
 BlockActivations Transformer::block(int layer, const DeviceBatch& batch) const {
   BlockActivations a = planned_.blocks[static_cast<std::size_t>(layer)];
-  for (Tensor* tensor : {&a.residual1, &a.normed1, &a.mean1, &a.rstd1, &a.qkv, &a.qk_rstd, &a.attended, &a.residual2,
+  for (Tensor* tensor : {&a.residual1, &a.normed1, &a.mean1, &a.rstd1, &a.qkv, &a.head_rstd, &a.attended, &a.residual2,
                          &a.normed2, &a.mean2, &a.rstd2, &a.pre, &a.activated}) {
     *tensor = rows_of(*tensor);
   }
@@ -176,10 +176,8 @@ void Transformer::forward_block(Stream& stream, const DeviceBatch& batch, int la
 
   norm_forward(stream, p.norm1, residual_in, delta, a.residual1, a.normed1, a.mean1, a.rstd1);
   linear(a.normed1, p.qkv, Activation::none, a.qkv, {});
-  if (config_.qk_norm || rotary_.cos) {
-    backend_.attention().prepare(stream, attention, config_.qk_norm, static_cast<float>(config_.norm_eps), rotary_,
-                                 a.qkv, a.qk_rstd);
-  }
+  backend_.attention().prepare(stream, attention, head_norm(), static_cast<float>(config_.norm_eps), rotary_, a.qkv,
+                               a.head_rstd);
   backend_.attention().forward(stream, attention, a.qkv, batch.document_start, a.attended, a.lse);
   linear(a.attended, p.out, Activation::none, branch, {});
 
@@ -199,7 +197,8 @@ void Transformer::head(Stream& stream, const DeviceBatch& batch, float loss_scal
     const Tensor logits = planned_.logits.row_range(0, count);
     backend_.linear().forward(stream, x, weight(head_), {}, Activation::none, logits, {});
     backend_.loss().cross_entropy(stream, logits, config_.vocabulary, batch.targets.row_range(row, count),
-                                  static_cast<float>(config_.logit_softcap), loss_scale, with_gradient, loss_sum);
+                                  Softcap{static_cast<float>(config_.logit_softcap)}, loss_scale, with_gradient,
+                                  loss_sum);
     if (!with_gradient) continue;
     backend_.linear().backward_weight(stream, logits, x, gradient(head_), {}, accumulate || row > 0);
     backend_.linear().backward_input(stream, logits, weight(head_), d_normed.row_range(row, count), false);
@@ -239,9 +238,7 @@ void Transformer::backward_block(Stream& stream, const DeviceBatch& batch, int l
   backward_weight(d_residual, a.attended, p.out);
   backend_.linear().backward_input(stream, d_residual, weight(p.out.weight), d_attended, false);
   backend_.attention().backward(stream, attention, a.qkv, batch.document_start, a.attended, a.lse, d_attended, d_qkv);
-  if (config_.qk_norm || rotary_.cos) {
-    backend_.attention().prepare_backward(stream, attention, config_.qk_norm, rotary_, a.qkv, a.qk_rstd, d_qkv);
-  }
+  backend_.attention().prepare_backward(stream, attention, head_norm(), rotary_, a.qkv, a.head_rstd, d_qkv);
   backward_weight(d_qkv, a.normed1, p.qkv);
   backend_.linear().backward_input(stream, d_qkv, weight(p.qkv.weight), d_normed, false);
   norm_backward(stream, p.norm1, d_normed, a.residual1, a.mean1, a.rstd1, d_residual, accumulate);

@@ -96,6 +96,7 @@ class Transformer {
 
   Tensor rows_of(const Tensor& planned) const { return planned ? planned.row_range(0, rows_) : planned; }
   BlockActivations block(int layer, const DeviceBatch& batch) const;  // cut to the rows of the present micro-batch
+  HeadNorm head_norm() const { return config_.qk_norm ? HeadNorm::qk : HeadNorm::none; }
   AttentionShape attention_shape(const DeviceBatch& batch) const;
   void norm_forward(Stream& stream, const Norm& norm, const Tensor& residual_in, const Tensor& delta,
                     const Tensor& residual_out, const Tensor& normed, const Tensor& mean, const Tensor& rstd);

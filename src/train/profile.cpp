@@ -119,28 +119,51 @@ class ProfiledLinear final : public LinearOps {
   Recorder record_;
 };
 
+class ProfiledMix final : public MixOps {
+ public:
+  ProfiledMix(MixOps& inner, Recorder record) : inner_(inner), record_(record) {}
+  void forward(Stream& stream, std::span<const MixTerm> terms, const Tensor& out) override {
+    double bytes = bytes_of(out);
+    for (const MixTerm& term : terms) bytes += bytes_of(term.x);
+    record_("mix", stream, 0, bytes, [&] { inner_.forward(stream, terms, out); });
+  }
+  void backward(Stream& stream, const Tensor& d_out, std::span<const MixTerm> terms,
+                std::span<const MixGradient> gradients) override {
+    double bytes = bytes_of(d_out);
+    for (std::size_t i = 0; i < terms.size(); ++i) {
+      if (gradients[i].d_coefficient != nullptr) bytes += bytes_of(terms[i].x);
+      bytes += (gradients[i].accumulate ? 2 : 1) * bytes_of(gradients[i].d_x);
+    }
+    record_("mix backward", stream, 0, bytes, [&] { inner_.backward(stream, d_out, terms, gradients); });
+  }
+
+ private:
+  MixOps& inner_;
+  Recorder record_;
+};
+
 class ProfiledAttention final : public AttentionOps {
  public:
   ProfiledAttention(AttentionOps& inner, Recorder record) : inner_(inner), record_(record) {}
-  void prepare(Stream& stream, const AttentionShape& shape, bool qk_norm, float eps, const Rotary& rotary,
-               const Tensor& qkv, const Tensor& qk_rstd) override {
+  void prepare(Stream& stream, const AttentionShape& shape, HeadNorm norm, float eps, const Rotary& rotary,
+               const Tensor& qkv, const Tensor& head_rstd) override {
     record_("rotary, QK norm", stream, 0, 2 * bytes_of(qkv),
-            [&] { inner_.prepare(stream, shape, qk_norm, eps, rotary, qkv, qk_rstd); });
+            [&] { inner_.prepare(stream, shape, norm, eps, rotary, qkv, head_rstd); });
   }
-  void prepare_backward(Stream& stream, const AttentionShape& shape, bool qk_norm, const Rotary& rotary,
-                        const Tensor& qkv, const Tensor& qk_rstd, const Tensor& d_qkv) override {
+  void prepare_backward(Stream& stream, const AttentionShape& shape, HeadNorm norm, const Rotary& rotary,
+                        const Tensor& qkv, const Tensor& head_rstd, const Tensor& d_qkv) override {
     record_("rotary, QK norm", stream, 0, 2 * bytes_of(d_qkv),
-            [&] { inner_.prepare_backward(stream, shape, qk_norm, rotary, qkv, qk_rstd, d_qkv); });
+            [&] { inner_.prepare_backward(stream, shape, norm, rotary, qkv, head_rstd, d_qkv); });
   }
-  void forward(Stream& stream, const AttentionShape& shape, const Tensor& qkv, const Tensor& document_start,
+  void forward(Stream& stream, const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key,
                const Tensor& out, const Tensor& lse) override {
     record_("attention forward", stream, causal_flops(shape, 2), bytes_of(qkv, out),
-            [&] { inner_.forward(stream, shape, qkv, document_start, out, lse); });
+            [&] { inner_.forward(stream, shape, qkv, first_key, out, lse); });
   }
-  void backward(Stream& stream, const AttentionShape& shape, const Tensor& qkv, const Tensor& document_start,
+  void backward(Stream& stream, const AttentionShape& shape, const Tensor& qkv, const Tensor& first_key,
                 const Tensor& out, const Tensor& lse, const Tensor& d_out, const Tensor& d_qkv) override {
     record_("attention backward", stream, causal_flops(shape, 5), bytes_of(qkv, out, d_out, d_qkv),
-            [&] { inner_.backward(stream, shape, qkv, document_start, out, lse, d_out, d_qkv); });
+            [&] { inner_.backward(stream, shape, qkv, first_key, out, lse, d_out, d_qkv); });
   }
 
  private:
@@ -157,7 +180,7 @@ class ProfiledLoss final : public LossOps {
  public:
   ProfiledLoss(LossOps& inner, Recorder record) : inner_(inner), record_(record) {}
   void cross_entropy(Stream& stream, const Tensor& logits, std::int64_t vocabulary, const Tensor& targets,
-                     float softcap, float scale, bool gradient, double* loss_sum) override {
+                     const Softcap& softcap, float scale, bool gradient, double* loss_sum) override {
     record_("cross-entropy", stream, 0, 2 * bytes_of(logits),
             [&] { inner_.cross_entropy(stream, logits, vocabulary, targets, softcap, scale, gradient, loss_sum); });
   }
@@ -276,6 +299,7 @@ class ProfilingBackend final : public Backend {
         embedding_(inner.embedding(), Recorder(profile)),
         norm_(inner.norm(), Recorder(profile)),
         linear_(inner.linear(), Recorder(profile)),
+        mix_(inner.mix(), Recorder(profile)),
         attention_(inner.attention(), Recorder(profile)),
         loss_(inner.loss(), Recorder(profile)),
         elementwise_(inner.elementwise(), Recorder(profile)),
@@ -285,6 +309,7 @@ class ProfilingBackend final : public Backend {
   EmbeddingOps& embedding() override { return embedding_; }
   NormOps& norm() override { return norm_; }
   LinearOps& linear() override { return linear_; }
+  MixOps& mix() override { return mix_; }
   AttentionOps& attention() override { return attention_; }
   LossOps& loss() override { return loss_; }
   ElementwiseOps& elementwise() override { return elementwise_; }
@@ -295,6 +320,7 @@ class ProfilingBackend final : public Backend {
   ProfiledEmbedding embedding_;
   ProfiledNorm norm_;
   ProfiledLinear linear_;
+  ProfiledMix mix_;
   ProfiledAttention attention_;
   ProfiledLoss loss_;
   ProfiledElementwise elementwise_;

@@ -10,13 +10,16 @@ namespace {
 
 struct Case {
   std::int64_t rows, vocabulary, padded, padding;
-  float softcap;
+  Softcap softcap;
   double deviation;
 };
 // Rows narrower than a warp and wider than a round of the block, odd vocabularies, rows that are not aligned.
-const Case kCases[] = {{1, 1, 1, 0, 0.0F, 1.0},        {3, 2, 16, 0, 0.0F, 3.0},        {17, 5, 8, 3, 15.0F, 1.0},
-                       {4, 257, 320, 8, 0.0F, 4.0},    {2, 1025, 1088, 0, 15.0F, 10.0}, {2, 4099, 4160, 0, 0.0F, 3.0},
-                       {2, 4099, 4101, 1, 30.0F, 3.0}, {6, 33, 40, 0, 0.0F, 100.0},     {3, 3000, 3000, 0, 0.0F, 1e-3}};
+constexpr Softcap kNone{}, kTanh15{15.0F}, kTanh30{30.0F}, kAlgebraic15{15.0F, Softcap::Form::algebraic};
+const Case kCases[] = {{1, 1, 1, 0, kNone, 1.0},          {3, 2, 16, 0, kNone, 3.0},
+                       {17, 5, 8, 3, kTanh15, 1.0},       {4, 257, 320, 8, kNone, 4.0},
+                       {2, 1025, 1088, 0, kTanh15, 10.0}, {2, 4099, 4160, 0, kNone, 3.0},
+                       {2, 4099, 4101, 1, kTanh30, 3.0},  {6, 33, 40, 0, kNone, 100.0},
+                       {3, 3000, 3000, 0, kNone, 1e-3},   {3, 1025, 1088, 0, kAlgebraic15, 10.0}};
 
 LossReference reference(const Matrix& z, const Case& c, const std::vector<std::int32_t>& targets, double scale) {
   return loss_reference(z.values(), c.vocabulary, c.padded, c.softcap, targets, scale);
@@ -33,8 +36,8 @@ Matrix logits_of(const Case& c, DType type) {
 class LossFamily : public Family {
  protected:
   // Returns the loss; `before` is what was in *loss_sum.
-  double run(const Array& logits, std::int64_t vocabulary, const std::vector<std::int32_t>& targets, float softcap,
-             float scale, bool gradient, double before = 0.0) const {
+  double run(const Array& logits, std::int64_t vocabulary, const std::vector<std::int32_t>& targets,
+             const Softcap& softcap, float scale, bool gradient, double before = 0.0) const {
     const Array on_device(machine, targets);
     DeviceScalar<double> loss(machine.device());
     loss.set(machine.stream(), before);
@@ -54,7 +57,7 @@ TEST_P(LossFamily, loss_and_gradient_agree_with_the_reference) {
       const LossReference expected = reference(z, c, targets, 0.25);
       const Array logits(machine, z, type, c.padding);
       const double loss = run(logits, c.vocabulary, targets, c.softcap, 0.25F, true);
-      const double rounding = c.softcap > 0.0F ? 3e-7 : 1e-7;  // capped logits and their exponentials are fp32
+      const double rounding = c.softcap.cap > 0.0F ? 3e-7 : 1e-7;  // capped logits and their exponentials are fp32
       EXPECT_NEAR(loss, expected.loss, 1e-6 * expected.loss + rounding * static_cast<double>(c.rows));
       expect_close(logits.values(), expected.gradient, tolerance(type, 2e-6), "gradient", c.padded, 2e-7 * 0.25);
       const Doubles gradient = logits.values();
@@ -72,12 +75,12 @@ TEST_P(LossFamily, loss_and_gradient_agree_with_the_reference) {
 TEST_P(LossFamily, a_row_of_a_large_vocabulary_agrees_with_the_reference) {
   for_types([&](DType type) {
     for (const std::int64_t vocabulary : {28000, 57400}) {
-      const Case c{1, vocabulary, vocabulary + 24, 0, 0.0F, 3.0};
+      const Case c{1, vocabulary, vocabulary + 24, 0, kNone, 3.0};
       const Matrix z = logits_of(c, type);
       const std::vector<std::int32_t> targets = {static_cast<std::int32_t>(vocabulary - 1)};
       const LossReference expected = reference(z, c, targets, 1.0);
       const Array logits(machine, z, type);
-      EXPECT_NEAR(run(logits, c.vocabulary, targets, 0.0F, 1.0F, true), expected.loss, 1e-6 * expected.loss);
+      EXPECT_NEAR(run(logits, c.vocabulary, targets, {}, 1.0F, true), expected.loss, 1e-6 * expected.loss);
       expect_close(logits.values(), expected.gradient, tolerance(type, 2e-6), "gradient", c.padded, 2e-7);
     }
   });
@@ -85,20 +88,20 @@ TEST_P(LossFamily, a_row_of_a_large_vocabulary_agrees_with_the_reference) {
 
 TEST_P(LossFamily, rows_without_a_target_add_no_loss_and_have_zero_gradient) {
   for_types([&](DType type) {
-    const Case c{5, 70, 80, 0, 0.0F, 2.0};
+    const Case c{5, 70, 80, 0, kNone, 2.0};
     Matrix z = logits_of(c, type);
     const std::vector<std::int32_t> targets = {7, -1, 69, -1, 0};
     const LossReference expected = reference(z, c, targets, 1.0);
     z.at(1, 3) = NAN;  // not part of the loss, so not part of anything
     const Array logits(machine, z, type);
-    EXPECT_NEAR(run(logits, c.vocabulary, targets, 0.0F, 1.0F, true), expected.loss, 1e-6 * expected.loss);
+    EXPECT_NEAR(run(logits, c.vocabulary, targets, {}, 1.0F, true), expected.loss, 1e-6 * expected.loss);
     expect_close(logits.values(), expected.gradient, tolerance(type, 2e-6), "gradient", c.padded);
   });
 }
 
 TEST_P(LossFamily, a_non_finite_logit_anywhere_makes_loss_and_gradient_nan) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  for (const float softcap : {0.0F, 15.0F}) {
+  for (const Softcap& softcap : {kNone, kTanh15, kAlgebraic15}) {
     for (const float bad : {kInfinity, -kInfinity, NAN}) {
       for (const std::int64_t place : {0, 17, 1039}) {
         Matrix z = Matrix::random(2, 1040, 1);
@@ -115,7 +118,7 @@ TEST_P(LossFamily, a_non_finite_logit_anywhere_makes_loss_and_gradient_nan) {
 TEST_P(LossFamily, large_and_equal_logits_are_no_problem) {
   for (const float offset : {0.0F, 1e4F, -1e4F, 1e30F, -1e30F}) {
     const Array logits(machine, Matrix::filled(1, 5000, offset));
-    EXPECT_NEAR(run(logits, 5000, {4999}, 0.0F, 1.0F, true), std::log(5000.0), 1e-6);
+    EXPECT_NEAR(run(logits, 5000, {4999}, {}, 1.0F, true), std::log(5000.0), 1e-6);
     const Doubles gradient = logits.values();
     EXPECT_NEAR(gradient[0], 1.0 / 5000.0, 1e-9);
     EXPECT_NEAR(gradient[4999], 1.0 / 5000.0 - 1.0, 1e-6);
@@ -126,7 +129,7 @@ INSTANTIATE_TEST_SUITE_P(Places, LossFamily, testing::ValuesIn(places()), name_o
 
 TEST(CudaLoss, gives_the_same_bits_for_every_order_of_threads) {
   for (const DType type : {DType::f32, DType::bf16}) {
-    for (const Case& c : {Case{9, 2040, 2048, 0, 0.0F, 3.0}, Case{5, 1001, 1001, 0, 30.0F, 3.0}}) {
+    for (const Case& c : {Case{9, 2040, 2048, 0, kNone, 3.0}, Case{5, 1001, 1001, 0, kTanh30, 3.0}}) {
       expect_same_bits_in_all_orders([&](const Machine& machine) {
         const Array logits(machine, Matrix::random(c.rows, c.padded, 1, 3.0), type), loss(machine, Matrix(1, 2));
         const Array targets(machine, random_integers(c.rows, static_cast<std::int32_t>(c.vocabulary), 2));
@@ -144,10 +147,10 @@ TEST(CudaLoss, impossible_vocabularies_are_refused_and_targets_give_nan) {
   DeviceScalar<double> loss(machine.device());
   LossOps& ops = machine.ops().loss();
   for (const std::int64_t vocabulary : {0, 9}) {
-    EXPECT_THROW(ops.cross_entropy(machine.stream(), logits, vocabulary, targets, 0.0F, 1.0F, true, loss.device()),
+    EXPECT_THROW(ops.cross_entropy(machine.stream(), logits, vocabulary, targets, Softcap{}, 1.0F, true, loss.device()),
                  std::logic_error);
   }
-  ops.cross_entropy(machine.stream(), logits, 6, targets, 0.0F, 1.0F, true, loss.device());
+  ops.cross_entropy(machine.stream(), logits, 6, targets, Softcap{}, 1.0F, true, loss.device());
   EXPECT_TRUE(std::isnan(loss.get(machine.stream())));
 }
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "backend/model_ops.h"
 #include "ops/reference.h"
 
 namespace polaron::test {
@@ -15,10 +16,9 @@ struct LossReference {
   Doubles gradient;   // [rows, padded] of scale * loss
 };
 
-// z: logits, dense [rows, padded], of which the first `vocabulary` columns count; targets: [rows], -1 = none. softcap
-// c > 0: z -> c * tanh(z / c) first.
-inline LossReference loss_reference(const Doubles& z, std::int64_t vocabulary, std::int64_t padded, double softcap,
-                                    const std::vector<std::int32_t>& targets, double scale) {
+// z: logits, dense [rows, padded], of which the first `vocabulary` columns count; targets: [rows], -1 = none.
+inline LossReference loss_reference(const Doubles& z, std::int64_t vocabulary, std::int64_t padded,
+                                    const Softcap& softcap, const std::vector<std::int32_t>& targets, double scale) {
   const auto rows = static_cast<std::int64_t>(targets.size());
   LossReference result{0.0, Doubles(rows * padded)};
   for (std::int64_t n = 0; n < rows; ++n) {
@@ -26,9 +26,13 @@ inline LossReference loss_reference(const Doubles& z, std::int64_t vocabulary, s
     Doubles y(vocabulary), slope(vocabulary, 1.0);
     for (std::int64_t v = 0; v < vocabulary; ++v) {
       y[v] = z[n * padded + v];
-      if (softcap > 0.0) {
-        slope[v] = 1.0 / (std::cosh(y[v] / softcap) * std::cosh(y[v] / softcap));
-        y[v] = softcap * std::tanh(y[v] / softcap);
+      const double cap = softcap.cap;
+      if (cap > 0.0 && softcap.form == Softcap::Form::tanh) {
+        slope[v] = 1.0 / (std::cosh(y[v] / cap) * std::cosh(y[v] / cap));
+        y[v] = cap * std::tanh(y[v] / cap);
+      } else if (cap > 0.0) {
+        slope[v] = cap * cap * cap * std::pow(y[v] * y[v] + cap * cap, -1.5);
+        y[v] = cap * y[v] / std::sqrt(y[v] * y[v] + cap * cap);
       }
     }
     double maximum = y[0], sum = 0.0;

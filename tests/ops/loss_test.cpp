@@ -14,18 +14,19 @@ namespace {
 
 struct Case {
   std::int64_t rows, vocabulary, padded;
-  float softcap;
+  Softcap softcap;
   double deviation;
   DType type = DType::f32;
   friend std::ostream& operator<<(std::ostream& out, const Case& c) {
-    return out << c.rows << " x " << c.vocabulary << " of " << c.padded << ", cap " << c.softcap << ", deviation "
-               << c.deviation << ", " << name_of(c.type);
+    return out << c.rows << " x " << c.vocabulary << " of " << c.padded << ", cap " << c.softcap.cap
+               << (c.softcap.form == Softcap::Form::tanh ? "" : " algebraic") << ", deviation " << c.deviation << ", "
+               << name_of(c.type);
   }
 };
 
 std::vector<Case> cases() {
   std::vector<Case> all;
-  for (const float softcap : {0.0F, 15.0F}) {
+  for (const Softcap softcap : {Softcap{}, Softcap{15.0F}, Softcap{15.0F, Softcap::Form::algebraic}}) {
     all.push_back({1, 1, 1, softcap, 1.0});
     all.push_back({3, 2, 16, softcap, 3.0});
     all.push_back({17, 5, 8, softcap, 1.0});
@@ -74,7 +75,7 @@ TEST_P(CrossEntropy, agrees_with_the_reference) {
   double loss = 0.0;
   ops->cross_entropy(stream, logits.tensor(), c.vocabulary, targets.tensor(), c.softcap, 0.25F, true, &loss);
   // A capped logit is rounded to fp32 before its exponential is taken.
-  const double rounding = c.softcap > 0.0F ? 2e-7 : 2e-8;
+  const double rounding = c.softcap.cap > 0.0F ? 2e-7 : 2e-8;
   EXPECT_NEAR(loss, expected.loss, 1e-6 * expected.loss + rounding * static_cast<double>(c.rows));
   // A row's gradient is measured against its largest entry, the target's.
   expect_close(logits, expected.gradient, 1e-6, "gradient", 2e-7 * 0.25);
@@ -105,7 +106,7 @@ INSTANTIATE_TEST_SUITE_P(Cases, CrossEntropy, testing::ValuesIn(cases()));
 
 TEST(CrossEntropyRows, rows_without_a_target_add_no_loss_and_have_zero_gradient) {
   for (const DType type : kActivationTypes) {
-    const Case c{5, 70, 80, 0.0F, 2.0, type};
+    const Case c{5, 70, 80, {}, 2.0, type};
     Matrix logits = Matrix::random(c.rows, c.padded, 1, 1.0, 0.0, 0, type);
     logits.at(1, 3) = NAN;  // not part of the loss, so not part of anything
     Doubles z = logits.values();
@@ -114,7 +115,7 @@ TEST(CrossEntropyRows, rows_without_a_target_add_no_loss_and_have_zero_gradient)
     const LossReference expected = reference(z, c, targets.values(), 1.0);
     HostStream stream;
     double loss = 0.0;
-    cpu::make_loss_ops()->cross_entropy(stream, logits.tensor(), c.vocabulary, targets.tensor(), 0.0F, 1.0F, true,
+    cpu::make_loss_ops()->cross_entropy(stream, logits.tensor(), c.vocabulary, targets.tensor(), Softcap{}, 1.0F, true,
                                         &loss);
     EXPECT_NEAR(loss, expected.loss, 1e-6 * expected.loss);
     expect_close(logits, expected.gradient, 1e-6, "gradient");
@@ -134,7 +135,7 @@ TEST(CrossEntropyRows, a_non_finite_logit_anywhere_makes_loss_and_gradient_nan) 
     logits.at(0, place) = bad;
     Column targets({17, 5});
     double loss = 0.0;
-    ops->cross_entropy(stream, logits.tensor(), 1040, targets.tensor(), softcap, 1.0F, gradient, &loss);
+    ops->cross_entropy(stream, logits.tensor(), 1040, targets.tensor(), Softcap{softcap}, 1.0F, gradient, &loss);
     EXPECT_FALSE(std::isfinite(loss)) << bad << " at " << place << ", cap " << softcap;
     if (gradient) {
       EXPECT_TRUE(std::isnan(logits.at(0, 0))) << bad << " at " << place;
@@ -162,7 +163,7 @@ TEST(CrossEntropyRows, large_and_equal_logits_are_no_problem) {
       Matrix logits = Matrix::filled(1, 50000, offset, 0, type);
       Column targets({49999});
       double loss = 0.0;
-      ops->cross_entropy(stream, logits.tensor(), 50000, targets.tensor(), 0.0F, 1.0F, true, &loss);
+      ops->cross_entropy(stream, logits.tensor(), 50000, targets.tensor(), Softcap{}, 1.0F, true, &loss);
       EXPECT_NEAR(loss, std::log(50000.0), 1e-6);
       EXPECT_NEAR(logits.at(0, 0), 1.0 / 50000.0, 1e-10 + unit / 50000.0);
       EXPECT_NEAR(logits.at(0, 49999), 1.0 / 50000.0 - 1.0, 1e-6 + unit);
@@ -171,14 +172,14 @@ TEST(CrossEntropyRows, large_and_equal_logits_are_no_problem) {
 }
 
 TEST(CrossEntropyRows, a_surely_predicted_target_keeps_the_digits_of_its_gradient) {
-  const Case c{1, 3, 3, 0.0F, 0.0};
+  const Case c{1, 3, 3, {}, 0.0};
   Matrix logits(1, 3);
   logits.at(0, 1) = 14.0F;  // probability 1 - 1.7e-6
   Column targets({1});
   const LossReference expected = reference(logits.values(), c, targets.values(), 1.0);
   HostStream stream;
   double loss = 0.0;
-  cpu::make_loss_ops()->cross_entropy(stream, logits.tensor(), 3, targets.tensor(), 0.0F, 1.0F, true, &loss);
+  cpu::make_loss_ops()->cross_entropy(stream, logits.tensor(), 3, targets.tensor(), Softcap{}, 1.0F, true, &loss);
   EXPECT_NEAR(loss, expected.loss, 1e-1 * expected.loss);
   EXPECT_NEAR(logits.at(0, 1), expected.gradient[1], 1e-1 * std::abs(expected.gradient[1]));
 }
@@ -191,7 +192,8 @@ TEST(CrossEntropyRows, gives_the_same_bits_for_any_number_of_threads) {
       Column targets(random_integers(37, 2040, 2));
       HostStream stream;
       double loss = 0.0;
-      cpu::make_loss_ops()->cross_entropy(stream, logits.tensor(), 2040, targets.tensor(), softcap, 0.5F, true, &loss);
+      cpu::make_loss_ops()->cross_entropy(stream, logits.tensor(), 2040, targets.tensor(), Softcap{softcap}, 0.5F, true,
+                                          &loss);
       return std::pair(loss, logits);
     };
     for (const DType type : kActivationTypes) {
@@ -212,7 +214,7 @@ TEST(CrossEntropyRows, impossible_targets_vocabularies_and_types_are_refused) {
   const auto ops = cpu::make_loss_ops();
   const auto call = [&](Tensor tensor, std::int64_t vocabulary, std::int32_t target) {
     Column targets({target});
-    ops->cross_entropy(stream, tensor, vocabulary, targets.tensor(), 0.0F, 1.0F, true, &loss);
+    ops->cross_entropy(stream, tensor, vocabulary, targets.tensor(), Softcap{}, 1.0F, true, &loss);
   };
   EXPECT_THROW(call(logits.tensor(), 6, 6), std::logic_error);
   EXPECT_THROW(call(logits.tensor(), 6, -2), std::logic_error);

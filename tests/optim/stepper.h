@@ -78,6 +78,7 @@ class GroupedBackend final : public Backend {
   EmbeddingOps& embedding() override { return cpu_->embedding(); }
   NormOps& norm() override { return cpu_->norm(); }
   LinearOps& linear() override { return cpu_->linear(); }
+  MixOps& mix() override { return cpu_->mix(); }
   AttentionOps& attention() override { return cpu_->attention(); }
   LossOps& loss() override { return cpu_->loss(); }
   ElementwiseOps& elementwise() override { return cpu_->elementwise(); }
