@@ -19,6 +19,7 @@ ProcessOptions with_processes(int processes) {
   ::setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
   ::setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
   ::setenv("OMPI_MCA_rmaps_base_oversubscribe", "1", 1);
+  ::setenv("ASAN_OPTIONS", "detect_leaks=0", 1);  // Open MPI does not free all of its memory
   ProcessOptions options;
   options.launcher = {POLARON_MPIRUN, "-n", std::to_string(processes)};
   return options;
