@@ -36,7 +36,7 @@ class Stepper {
         transformer_(bench.config.model, bench.table, shape_, backend, bench.buffers()),
         optimizer_(assign_optimizers(bench.config.optimizer, bench.config.model, bench.table), bench.table, backend,
                    *bench.communicator, Exchange::parameters, 1, bench.buffers()),
-        uploader_(backend.device(), shape_.rows()),
+        uploader_(backend.device(), bench.config.model, shape_.rows()),
         scalars_(backend.device(), 256) {}
 
   void step(std::int64_t number) {

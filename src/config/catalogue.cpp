@@ -28,6 +28,9 @@ class Collector {
       entry.type = FieldType::rank;
       entry.default_value = value.is_fraction() ? fmt::format("\"{}/{}\"", value.numerator, value.denominator)
                                                 : fmt::format("{}", value.numerator);
+    } else if constexpr (std::is_same_v<T, std::vector<std::int64_t>> || std::is_same_v<T, std::vector<Skip>>) {
+      entry.type = std::is_same_v<T, std::vector<Skip>> ? FieldType::skips : FieldType::integers;
+      entry.default_value = "[]";  // no preset has any
     } else if constexpr (std::is_same_v<T, std::string>) {
       entry.type = info.choices.empty() ? FieldType::string : FieldType::choice;
       entry.default_value = fmt::format("\"{}\"", value);

@@ -9,7 +9,7 @@
 
 namespace polaron {
 
-enum class FieldType : std::uint8_t { boolean, integer, number, string, choice, rank };
+enum class FieldType : std::uint8_t { boolean, integer, number, string, choice, rank, integers, skips };
 
 struct FieldEntry {
   std::string name;

@@ -40,13 +40,13 @@ struct TrainingConfig {
   bool operator==(const TrainingConfig&) const = default;
 };
 
-enum class ScheduleKind : std::uint8_t { constant, linear, cosine, wsd };
+enum class ScheduleKind : std::uint8_t { constant, linear, cosine, wsd, trapezoid };
 
 struct ScheduleConfig {
   ScheduleKind kind = ScheduleKind::cosine;
   std::int64_t warmup_steps = 0;  // linear from 0
   double final_fraction = 0.1;    // of the peak rate, at the last step
-  double decay_fraction = 0.3;    // wsd: the last part of the run in which the rate falls linearly
+  double decay_fraction = 0.3;    // wsd, trapezoid: the last part of the run, in which the rate falls
   bool operator==(const ScheduleConfig&) const = default;
 };
 
@@ -171,6 +171,11 @@ Config parse_config(std::string_view text, const std::string& origin, std::span<
 
 // The effective configuration as JSON: complete, and read back by parse_config to the same Config.
 std::string to_json(const Config& config);
+
+// A model's settings as JSON, and back. parse_model takes values as they are and derives nothing; a key that is missing
+// keeps its default, an unknown one is an Error(Exit::usage).
+std::string model_to_json(const TransformerConfig& model);
+TransformerConfig parse_model(std::string_view text, const std::string& origin);
 
 // The settings of a parameter: its role's group, with the first override whose pattern matches `name` put over it.
 // `group` is one of OptimizerConfig's five members.

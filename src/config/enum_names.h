@@ -45,6 +45,8 @@ constexpr auto enum_names(ScheduleKind) {
       {ScheduleKind::cosine, "cosine", "falls along half a cosine from the end of the warm-up to the last step"},
       {ScheduleKind::wsd, "wsd",
        "warmup, stable, decay: the peak rate, then a linear fall in the last part of the run"},
+      {ScheduleKind::trapezoid, "trapezoid",
+       "the same, along the line that would reach 0 one step after the last: as modded-nanogpt"},
   });
 }
 
@@ -142,6 +144,28 @@ constexpr auto enum_names(Positions) {
   return std::to_array<EnumName<Positions>>({
       {Positions::learned, "learned", "a table with one row a position, added to the token embedding"},
       {Positions::rotary, "rotary", "queries and keys are rotated (half-split, as Hugging Face's LLaMA)"},
+  });
+}
+
+constexpr auto enum_names(RotaryFrequencies) {
+  return std::to_array<EnumName<RotaryFrequencies>>({
+      {RotaryFrequencies::full, "full", "rotary_base^(-2i/head_size), all of the head turns"},
+      {RotaryFrequencies::half_truncated, "half_truncated",
+       "1024^(-i/(n-1)) for the first n = head_size/4 pairs, turned the other way; the others stand still"},
+  });
+}
+
+constexpr auto enum_names(SoftcapForm) {
+  return std::to_array<EnumName<SoftcapForm>>({
+      {SoftcapForm::tanh, "tanh", "c tanh(z/c)"},
+      {SoftcapForm::algebraic, "algebraic", "c z / sqrt(z^2 + c^2)"},
+  });
+}
+
+constexpr auto enum_names(InitForm) {
+  return std::to_array<EnumName<InitForm>>({
+      {InitForm::normal, "normal", "normal, deviation init_std"},
+      {InitForm::fan_in, "fan_in", "uniform, deviation init_gain / sqrt(columns)"},
   });
 }
 

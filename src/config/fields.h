@@ -3,9 +3,9 @@
 // and the reference and schema (catalogue.cpp). model_fields.h and optimizer_fields.h hold the two long tables.
 //
 // A visitor has
-//   field(name, value&, Info)            for bool, int64, uint64, double, string, the enums and RankSpec
-//   group(name, struct&, GroupInfo)      for an object within the object
-//   optimizer_group(name, settings&, OptimizerGroup, GroupInfo)  and  overrides(name, list&, GroupInfo)
+//   field(name, value&, Info)            for bool, int64, uint64, double, string, the enums, RankSpec and lists of
+//   blocks group(name, struct&, GroupInfo)      for an object within the object optimizer_group(name, settings&,
+//   OptimizerGroup, GroupInfo)  and  overrides(name, list&, GroupInfo)
 // Info::applies is worked out from the struct as the visitor goes along, so a key that others depend on stands before
 // them.
 #pragma once
@@ -44,6 +44,8 @@ struct GroupInfo {
   std::string_view intro = {};
   std::string_view example = {};
 };
+
+inline constexpr std::int64_t most_blocks = 10000;  // of a model
 
 // The five members of OptimizerConfig.
 enum class OptimizerGroup : std::uint8_t { matrices, embeddings, head, vectors, scalars };
@@ -136,14 +138,14 @@ void describe(V& v, ScheduleConfig& c) {
           {.help = "the rate of the last step, as a fraction of the peak rate",
            .min = 0,
            .max = 1,
-           .applies = c.kind != ScheduleKind::constant,
+           .applies = c.kind != ScheduleKind::constant && c.kind != ScheduleKind::trapezoid,
            .applies_to = "linear, cosine and wsd"});
   v.field("decay_fraction", c.decay_fraction,
           {.help = "the last part of the run, as a fraction of its steps, in which the rate falls along a line",
            .min = 0,
            .max = 1,
-           .applies = c.kind == ScheduleKind::wsd,
-           .applies_to = "wsd"});
+           .applies = c.kind == ScheduleKind::wsd || c.kind == ScheduleKind::trapezoid,
+           .applies_to = "wsd and trapezoid"});
 }
 
 template <class V>

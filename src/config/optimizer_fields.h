@@ -35,9 +35,8 @@ void describe(V& v, OptimizerSettings& c) {
 
   v.field("type", c.kind, {.help = "the update rule", .default_text = "`muon` for matrices, `adamw` for the others"});
   v.field("lr", c.lr,
-          {.help = "peak learning rate; the schedule multiplies it",
+          {.help = "peak learning rate; the schedule multiplies it. 0: the parameters stay as they are",
            .min = 0,
-           .above_min = true,
            .default_text = "depends on `type`"});
   v.field("weight_decay", c.weight_decay,
           {.help = "decoupled: each step first multiplies the weights by 1 - lr x weight_decay",

@@ -1,4 +1,4 @@
-// JSON -> Config and Config -> JSON, both along the field table.
+// JSON -> Config, along the field table.
 #include <fmt/format.h>
 #include <fnmatch.h>
 
@@ -227,6 +227,27 @@ class Reader {
     value = rank;
   }
 
+  // A number of a block of the model.
+  std::int64_t read_block(const Json& given, std::string_view name) const {
+    std::int64_t block = 0;
+    read(given, block, {.min = 0, .max = static_cast<double>(most_blocks)}, name);
+    return block;
+  }
+  void read(const Json& given, std::vector<std::int64_t>& value, const Info&, std::string_view name) const {
+    if (!given.is_array()) expected(name, "a list of block numbers", given);
+    value.clear();
+    for (const Json& entry : given) value.push_back(read_block(entry, name));
+  }
+  void read(const Json& given, std::vector<Skip>& value, const Info&, std::string_view name) const {
+    constexpr const char* wanted = "a list of pairs [from, to] of block numbers";
+    if (!given.is_array()) expected(name, wanted, given);
+    value.clear();
+    for (const Json& entry : given) {
+      if (!entry.is_array() || entry.size() != 2) expected(name, wanted, entry);
+      value.push_back({read_block(entry[0], name), read_block(entry[1], name)});
+    }
+  }
+
   OptimizerConfig::RawOverride read_override(const Json& given, const std::string& pointer) const {
     if (!given.is_object()) refuse(how_.origin, pointer, "expected an object, {...}, got " + shown(given));
     const auto pattern = given.find("pattern");
@@ -281,6 +302,7 @@ class Reader {
   std::vector<std::string> names_;  // known keys
   std::vector<std::pair<OptimizerGroup, OptimizerSettings>> groups_;
 
+  friend TransformerConfig polaron::parse_model(std::string_view, const std::string&);
   friend OptimizerSettings put_over(const OptimizerSettings*, OptimizerGroup, const Json&, const std::string&,
                                     const Reading&);
 };
@@ -301,46 +323,6 @@ OptimizerSettings put_over(const OptimizerSettings* below, OptimizerGroup group,
   reader.finish();
   return settings;
 }
-
-class Writer {
- public:
-  explicit Writer(Json& object) : object_(object) {}
-
-  template <class T>
-  void field(std::string_view name, const T& value, const Info& info) {
-    if (!info.applies) return;
-    Json& place = object_[std::string(name)];
-    if constexpr (std::is_enum_v<T>) {
-      place = name_of(value);
-    } else if constexpr (std::is_same_v<T, RankSpec>) {
-      if (value.is_fraction()) {
-        place = fmt::format("{}/{}", value.numerator, value.denominator);
-      } else {
-        place = value.numerator;
-      }
-    } else {
-      place = value;
-    }
-  }
-  template <class S>
-  void group(std::string_view name, S& settings, const GroupInfo&) {
-    Writer child(object_[std::string(name)] = Json::object());
-    describe(child, settings);
-  }
-  void optimizer_group(std::string_view name, OptimizerSettings& settings, OptimizerGroup, const GroupInfo& info) {
-    group(name, settings, info);
-  }
-  void overrides(std::string_view name, const std::vector<OptimizerConfig::RawOverride>& list, const GroupInfo&) {
-    Json& entries = object_[std::string(name)] = Json::array();
-    for (const auto& entry : list) {
-      entries.push_back({{"pattern", entry.pattern}});
-      entries.back().update(parse_strict(entry.json, ""));
-    }
-  }
-
- private:
-  Json& object_;
-};
 
 Config read(const Json& document, const Reading& how) {
   Config config = default_config();
@@ -366,12 +348,15 @@ Config load_config(const std::filesystem::path& path, std::span<const std::strin
   return parse_config(read_config_text(path, ""), path.string(), overrides);
 }
 
-std::string to_json(const Config& config) {
-  Config values = config;
-  Json document = Json::object();
-  Writer writer(document);
-  describe(writer, values);
-  return document.dump(2, ' ', false, Json::error_handler_t::replace) + '\n';
+TransformerConfig parse_model(std::string_view text, const std::string& origin) {
+  TransformerConfig model;
+  const Json document = parse_strict(text, origin);
+  const Reading how{origin, true};
+  Reader reader(document, "", how);
+  reader.prepare(model);
+  describe(reader, model);
+  reader.finish();
+  return model;
 }
 
 OptimizerSettings settings_for(const OptimizerConfig& optimizer, const OptimizerSettings& group,

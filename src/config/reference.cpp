@@ -77,6 +77,10 @@ std::string limits_or(const FieldEntry& entry) {
       return "string";
     case FieldType::rank:
       return "integer of at least 1, or a fraction such as `\"1/8\"`";
+    case FieldType::integers:
+      return "list of integers";
+    case FieldType::skips:
+      return "list of pairs `[from, to]`";
     case FieldType::choice:
       break;
   }
@@ -173,6 +177,13 @@ std::string property(const FieldEntry& entry) {
       break;
     case FieldType::rank:
       rule = R"("anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": "^[0-9]+/[0-9]+$"}])";
+      break;
+    case FieldType::integers:
+      rule = R"("type": "array", "items": {"type": "integer", "minimum": 0})";
+      break;
+    case FieldType::skips:
+      rule =
+          R"("type": "array", "items": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2})";
       break;
     case FieldType::choice:
       for (const Choice& choice : entry.choices) rule += (rule.empty() ? "" : ", ") + json_string(choice.name);

@@ -69,6 +69,51 @@ class Resolver {
       m.mlp_hidden = m.mlp == MlpKind::swiglu ? (8 * m.width + 191) / 192 * 64 : 4 * m.width;
     }
     if (m.attention_scale == 0) m.attention_scale = 1.0 / std::sqrt(static_cast<double>(m.head_size));
+    if (m.embedding_init_std == 0) m.embedding_init_std = m.init_std;
+    if (m.head_vocabulary > 0 && m.tied_embeddings) {
+      fail("/model/head_vocabulary", "is for a head of its own, and tied_embeddings is true");
+    }
+    if (m.v_norm && !m.qk_norm) fail("/model/v_norm", "needs qk_norm");
+    if (m.rotary_frequencies == RotaryFrequencies::half_truncated && m.head_size % 4 != 0) {
+      fail("/model/rotary_frequencies",
+           fmt::format("half_truncated needs a head_size divisible by 4, not {}", m.head_size));
+    }
+    blocks();
+  }
+
+  void block_exists(std::int64_t block, const std::string& key) const {
+    if (block >= c_.model.layers) {
+      fail("/model/" + key,
+           fmt::format("there is no block {}: the model has blocks 0 to {}", block, c_.model.layers - 1));
+    }
+  }
+
+  void blocks() const {
+    const TransformerConfig& m = c_.model;
+    if (2 * m.value_embeddings > m.layers) {
+      fail("/model/value_embeddings",
+           fmt::format("{} tables for the first and the last {} blocks, but the model has {} blocks",
+                       m.value_embeddings, m.value_embeddings, m.layers));
+    }
+    for (const std::int64_t block : m.attention_free_blocks) {
+      block_exists(block, "attention_free_blocks");
+      if (block < m.value_embeddings || block >= m.layers - m.value_embeddings) {
+        fail("/model/attention_free_blocks",
+             fmt::format("block {} has a value embedding, so it needs attention", block));
+      }
+    }
+    for (const std::int64_t block : m.long_window_blocks) block_exists(block, "long_window_blocks");
+    for (std::size_t i = 0; i < m.skips.size(); ++i) {
+      const auto [from, to] = m.skips[i];
+      block_exists(to, "skips");
+      if (from >= to) fail("/model/skips", fmt::format("a skip goes to a later block, not from {} to {}", from, to));
+      for (std::size_t j = 0; j < i; ++j) {
+        if (m.skips[j].from == from || m.skips[j].to == to) {
+          fail("/model/skips", fmt::format("[{}, {}] and [{}, {}] share a block; one skip from and one to a block",
+                                           m.skips[j].from, m.skips[j].to, from, to));
+        }
+      }
+    }
   }
 
   void lengths() {
@@ -80,6 +125,18 @@ class Resolver {
     if (sequence > context) {
       fail("/training/sequence_length",
            fmt::format("{} is more than the {} of model.context_length", sequence, context));
+    }
+    TransformerConfig& m = c_.model;
+    if (m.window_block == 0) {
+      if (m.window_final > 0) fail("/model/window_final", "needs window_block, the unit in which windows grow");
+      return;
+    }
+    if (sequence % m.window_block != 0) {
+      fail("/model/window_block", fmt::format("{} does not divide sequences of {}", m.window_block, sequence));
+    }
+    if (m.window_final == 0) m.window_final = sequence;
+    if (m.window_final % m.window_block != 0) {
+      fail("/model/window_final", fmt::format("{} is no multiple of window_block {}", m.window_final, m.window_block));
     }
   }
 
@@ -115,7 +172,8 @@ class Resolver {
       fail("/schedule/warmup_steps", fmt::format("{} is not less than the run's {} steps", s.warmup_steps, steps));
     }
     const double stable_end = (1.0 - s.decay_fraction) * static_cast<double>(steps);
-    if (s.kind == ScheduleKind::wsd && static_cast<double>(s.warmup_steps) > stable_end + 0.5) {
+    const bool decays = s.kind == ScheduleKind::wsd || s.kind == ScheduleKind::trapezoid;
+    if (decays && static_cast<double>(s.warmup_steps) > stable_end + 0.5) {
       fail("/schedule/decay_fraction", fmt::format("{} of {} steps begins before the warm-up of {} steps ends",
                                                    s.decay_fraction, steps, s.warmup_steps));
     }

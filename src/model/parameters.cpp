@@ -30,6 +30,11 @@ std::int64_t Parameter::rows() const {
   return sum;
 }
 
+bool has_attention(const TransformerConfig& config, std::int64_t layer) {
+  return std::find(config.attention_free_blocks.begin(), config.attention_free_blocks.end(), layer) ==
+         config.attention_free_blocks.end();
+}
+
 std::int64_t mlp_pre_width(const TransformerConfig& config) {
   return (config.mlp == MlpKind::swiglu ? 2 : 1) * padded(config.mlp_hidden);
 }
@@ -56,24 +61,54 @@ Parameter vector(std::string name, int layer, std::int64_t n, InitRule init) {
   return p;
 }
 
+// Of token tables that are not the head too.
+double table_std(const TransformerConfig& config) {
+  return config.embedding_init_std > 0 ? config.embedding_init_std : config.init_std;
+}
+
+void draw_by_fan_in(Parameter& parameter, const TransformerConfig& config) {
+  parameter.init = InitRule::uniform;
+  parameter.init_std = config.init_gain / std::sqrt(static_cast<double>(parameter.cols));
+}
+
 }  // namespace
 
 ParameterTable::ParameterTable(const TransformerConfig& config) {
   if (config.vocabulary <= 0) throw std::logic_error("the parameter table needs a resolved vocabulary size");
   Parameter token = matrix("embedding.token", Role::embedding, -1, config.vocabulary, config.width, config.init_std);
   token.stored_rows = padded(config.vocabulary);
-  add(std::move(token));
+  if (!config.tied_embeddings) {
+    token.init_std = table_std(config);
+  } else if (config.init == InitForm::fan_in) {
+    draw_by_fan_in(token, config);
+  }
+  add(token);
   if (config.positions == Positions::learned) {
     // GPT-2's own initialisation draws positions at half the deviation of tokens in some codes; Hugging Face's does
     // not.
     add(matrix("embedding.position", Role::embedding, -1, config.context_length, config.width, config.init_std));
   }
   const int layers = static_cast<int>(config.layers);
+  for (std::int64_t i = 0; i < config.value_embeddings; ++i) {
+    Parameter table = token;
+    table.name = "embedding.value" + std::to_string(i);
+    table.cols = table.stored_cols = config.kv_heads * config.head_size;
+    table.init = InitRule::normal;
+    table.init_std = table_std(config);
+    add(std::move(table));
+  }
+  if (config.has_scalars()) {
+    Parameter scalars = vector("scalars", -1, 5 * config.layers, InitRule::block_scalars);
+    scalars.role = Role::scalar;
+    add(std::move(scalars));
+  }
   for (int layer = 0; layer < layers; ++layer) add_block(config, layer);
   add_norm(config, "final_norm", layers);
   if (!config.tied_embeddings) {
-    Parameter head = matrix("head.weight", Role::head, layers, config.vocabulary, config.width, config.init_std);
-    head.stored_rows = padded(config.vocabulary);
+    Parameter head = matrix("head.weight", Role::head, layers, config.softmax_size(), config.width, config.init_std);
+    head.stored_rows = padded(config.softmax_size());
+    if (config.init == InitForm::fan_in) draw_by_fan_in(head, config);
+    if (config.zero_init_head) head.init = InitRule::zeros;
     add(std::move(head));
   }
 }
@@ -102,6 +137,7 @@ void ParameterTable::add_block(const TransformerConfig& config, int layer) {
 
   // A linear layer is its weight and, in models with biases, a bias of the same stored rows and blocks.
   const auto add_linear = [&](Parameter weight) {
+    if (config.init == InitForm::fan_in) draw_by_fan_in(weight, config);
     Parameter bias;
     bias.name = weight.name.substr(0, weight.name.rfind('.')) + ".bias";
     bias.role = Role::vector;
@@ -115,12 +151,20 @@ void ParameterTable::add_block(const TransformerConfig& config, int layer) {
     if (config.biases) add(std::move(bias));
   };
 
-  add_norm(config, prefix + "norm1", layer);
-  Parameter qkv =
-      matrix(prefix + "attention.qkv.weight", Role::matrix, layer, q_rows + 2 * kv_rows, width, config.init_std);
-  qkv.blocks = {{"q", 0, q_rows}, {"k", q_rows, kv_rows}, {"v", q_rows + kv_rows, kv_rows}};
-  add_linear(std::move(qkv));
-  add_linear(matrix(prefix + "attention.out.weight", Role::matrix, layer, width, q_rows, out_std));
+  const auto add_output = [&](Parameter weight) {
+    add_linear(std::move(weight));
+    Parameter& added = parameters_[parameters_.size() - (config.biases ? 2 : 1)];
+    if (config.zero_init_outputs) added.init = InitRule::zeros;
+  };
+
+  if (has_attention(config, layer)) {
+    if (config.attention_norm) add_norm(config, prefix + "norm1", layer);
+    Parameter qkv =
+        matrix(prefix + "attention.qkv.weight", Role::matrix, layer, q_rows + 2 * kv_rows, width, config.init_std);
+    qkv.blocks = {{"q", 0, q_rows}, {"k", q_rows, kv_rows}, {"v", q_rows + kv_rows, kv_rows}};
+    add_linear(std::move(qkv));
+    add_output(matrix(prefix + "attention.out.weight", Role::matrix, layer, width, q_rows, out_std));
+  }
 
   add_norm(config, prefix + "norm2", layer);
   Parameter up = matrix(prefix + "mlp.up.weight", Role::matrix, layer, hidden, width, config.init_std);
@@ -133,7 +177,7 @@ void ParameterTable::add_block(const TransformerConfig& config, int layer) {
   add_linear(std::move(up));
   Parameter down = matrix(prefix + "mlp.down.weight", Role::matrix, layer, width, hidden, out_std);
   down.stored_cols = padded(hidden);
-  add_linear(std::move(down));
+  add_output(std::move(down));
 }
 
 std::size_t ParameterTable::index(std::string_view name) const {
@@ -173,6 +217,13 @@ void normal_pair(const PhiloxKey& key, std::uint64_t index, double* pair) {
   pair[1] = radius * std::sin(kTwoPi * u2);
 }
 
+// Two uniforms of deviation 1.
+void uniform_pair(const PhiloxKey& key, std::uint64_t index, double* pair) {
+  const Philox4 block = philox(key, index);
+  const double bound = std::sqrt(3.0);
+  for (int i = 0; i < 2; ++i) pair[i] = bound * (2.0 * (static_cast<double>(block.word[i]) + 0.5) / 4294967296.0 - 1.0);
+}
+
 void draw_rows(const PhiloxKey& key, const Parameter& parameter, const MatrixBlock& block,
                std::int64_t first_logical_row, float* flat) {
 #pragma omp parallel for schedule(static)
@@ -183,7 +234,8 @@ void draw_rows(const PhiloxKey& key, const Parameter& parameter, const MatrixBlo
     const auto base = static_cast<std::uint64_t>(first_logical_row + i) * pairs;
     for (std::int64_t j = 0; j < parameter.cols; j += 2) {
       double pair[2];
-      normal_pair(key, base + static_cast<std::uint64_t>(j / 2), pair);
+      const auto draw = parameter.init == InitRule::uniform ? uniform_pair : normal_pair;
+      draw(key, base + static_cast<std::uint64_t>(j / 2), pair);
       row[j] = static_cast<float>(pair[0] * parameter.init_std);
       if (j + 1 < parameter.cols) row[j + 1] = static_cast<float>(pair[1] * parameter.init_std);
     }
@@ -198,6 +250,17 @@ void initialize_weights(const ParameterTable& table, std::uint64_t seed, float* 
     if (p.init == InitRule::zeros) continue;
     if (p.init == InitRule::ones) {
       std::fill_n(flat + p.offset, p.rows(), 1.0F);
+      continue;
+    }
+    if (p.init == InitRule::block_scalars) {
+      const std::int64_t layers = p.rows() / 5;
+      for (std::int64_t layer = 0; layer < layers; ++layer) {
+        const BlockScalars at(layers, layer);
+        float* const scalars = flat + p.offset;
+        scalars[at.skip] = 1.0F;
+        scalars[at.stream] = 1.0F;
+        scalars[at.value] = scalars[at.value + 1] = 0.5F;
+      }
       continue;
     }
     const PhiloxKey key = make_key(seed, RandomPurpose::initial_weights, 0, static_cast<std::uint32_t>(i));

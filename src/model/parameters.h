@@ -28,7 +28,7 @@ struct MatrixBlock {
   std::int64_t rows = 0;  // logical
 };
 
-enum class InitRule : std::uint8_t { zeros, ones, normal };
+enum class InitRule : std::uint8_t { zeros, ones, normal, uniform, block_scalars };
 
 struct Parameter {
   std::string name;  // "blocks.3.attention.qkv.weight"
@@ -41,15 +41,15 @@ struct Parameter {
   std::int64_t offset = 0;       // elements from the start of a flat buffer; a multiple of 64
   std::vector<MatrixBlock> blocks;
   InitRule init = InitRule::normal;
-  double init_std = 0.0;
+  double init_std = 0.0;  // of normal and uniform
 
   std::int64_t rows() const;                               // logical
   std::int64_t elements() const { return rows() * cols; }  // logical: what counts as a parameter
   std::int64_t stored_elements() const { return stored_rows * stored_cols; }
 };
 
-// Order: token and position tables, then block after block, then final norm and head. A block's parameters are
-// contiguous.
+// Order: token, position and value tables and scalars, then block after block, then final norm and head. A block's
+// parameters are contiguous.
 class ParameterTable {
  public:
   explicit ParameterTable(const TransformerConfig& config);
@@ -79,8 +79,20 @@ class ParameterTable {
 // gets zero gradients, and is left out of counts, norms, exports and optimizer shapes.
 constexpr std::int64_t padded(std::int64_t n) { return (n + 63) / 64 * 64; }
 
+bool has_attention(const TransformerConfig& config, std::int64_t layer);
+
 // Stored width of the MLP's pre-activation: 2 * padded(hidden) for swiglu (gate|up), padded(hidden) otherwise.
 std::int64_t mlp_pre_width(const TransformerConfig& config);
+
+// Where a block's learned scalars stand in the vector "scalars" of 5 times `layers` numbers: its skip weight, then two
+// for the stream and x0, then two for its values and the value embedding. The order is the authors'.
+struct BlockScalars {
+  BlockScalars(std::int64_t layers, std::int64_t layer)
+      : skip(layer), stream(layers + 2 * layer), value(3 * layers + 2 * layer) {}
+  std::int64_t skip;    // of what this block puts out
+  std::int64_t stream;  // of the stream; the next one of x0
+  std::int64_t value;   // of v; the next one of the value embedding
+};
 
 // Weights and gradients in device memory, flat, laid out by the parameter table.
 struct FlatBuffers {
@@ -91,7 +103,9 @@ struct FlatBuffers {
 
 // View of a parameter inside a flat fp32 buffer laid out by the table: [stored_rows, stored_cols], a vector as [1, n].
 inline Tensor view_of(const Parameter& parameter, float* flat) {
-  if (parameter.role == Role::vector) return {flat + parameter.offset, DType::f32, 1, parameter.stored_elements()};
+  if (parameter.role == Role::vector || parameter.role == Role::scalar) {
+    return {flat + parameter.offset, DType::f32, 1, parameter.stored_elements()};
+  }
   return {flat + parameter.offset, DType::f32, parameter.stored_rows, parameter.stored_cols};
 }
 

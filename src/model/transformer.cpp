@@ -22,6 +22,22 @@ Activation activation_of(MlpKind kind) {
   throw std::logic_error("unknown kind of MLP");
 }
 
+Softcap softcap_of(const TransformerConfig& config) {
+  const bool tanh = config.logit_softcap_form == SoftcapForm::tanh;
+  return {static_cast<float>(config.logit_softcap), tanh ? Softcap::Form::tanh : Softcap::Form::algebraic};
+}
+
+float rotary_frequency(const TransformerConfig& config, std::int64_t pair) {
+  if (config.rotary_frequencies == RotaryFrequencies::full) {
+    const double exponent = 2.0 * static_cast<double>(pair) / static_cast<double>(config.head_size);
+    return static_cast<float>(1.0 / std::pow(config.rotary_base, exponent));
+  }
+  const std::int64_t turning = config.head_size / 4;
+  if (pair >= turning) return 0.0F;
+  const double exponent = static_cast<double>(pair) / static_cast<double>(std::max<std::int64_t>(turning - 1, 1));
+  return -static_cast<float>(std::pow(1.0 / 1024.0, exponent));
+}
+
 }  // namespace
 
 Transformer::Transformer(const TransformerConfig& config, const ParameterTable& table, const ActivationShape& shape,
@@ -35,11 +51,15 @@ Transformer::Transformer(const TransformerConfig& config, const ParameterTable& 
   planned_ = layout.place(arena_);
   for (std::int64_t i = 0; i < config.layers; ++i) {
     const std::string prefix = "blocks." + std::to_string(i) + ".";
-    BlockParameters p;
+    BlockParameters p(config, i);
     p.norm1 = find_norm(prefix + "norm1");
     p.norm2 = find_norm(prefix + "norm2");
-    p.qkv = find_linear(prefix + "attention.qkv");
-    p.out = find_linear(prefix + "attention.out");
+    if (p.attention) {
+      p.qkv = find_linear(prefix + "attention.qkv");
+      p.out = find_linear(prefix + "attention.out");
+    }
+    const std::int64_t last_tables = i - (config.layers - config.value_embeddings);
+    p.value_table = static_cast<int>(i < config.value_embeddings ? i : last_tables < 0 ? -1 : last_tables);
     p.up = find_linear(prefix + (config.mlp == MlpKind::swiglu ? "mlp.gate_up" : "mlp.up"));
     p.down = find_linear(prefix + "mlp.down");
     block_parameters_.push_back(p);
@@ -49,6 +69,10 @@ Transformer::Transformer(const TransformerConfig& config, const ParameterTable& 
   token_table_ = find("embedding.token");
   position_table_ = find("embedding.position");
   head_ = config.tied_embeddings ? token_table_ : find("head.weight");
+  scalars_ = find("scalars");
+  for (std::int64_t i = 0; i < config.value_embeddings; ++i) {
+    value_tables_.push_back(find(("embedding.value" + std::to_string(i)).c_str()));
+  }
   if (config.positions == Positions::rotary) make_rotary_tables();
 }
 
@@ -75,20 +99,26 @@ Tensor Transformer::weight(int index) const {
 Tensor Transformer::gradient(int index) const {
   return index < 0 ? Tensor{} : view_of(table_[static_cast<std::size_t>(index)], buffers_.gradients);
 }
+void Transformer::zero(Stream& stream, const Tensor& tensor) {
+  backend_.device().zero(stream, tensor.data, static_cast<std::size_t>(tensor.elements()) * size_of(tensor.dtype));
+}
 void Transformer::zero_gradient(Stream& stream, int index) {
-  if (index < 0) return;
-  const Tensor g = gradient(index);
-  backend_.device().zero(stream, g.data, static_cast<std::size_t>(g.elements()) * sizeof(float));
+  if (index >= 0) zero(stream, gradient(index));
+}
+const Tensor& Transformer::first_key(const DeviceBatch& batch, int layer) const {
+  const std::vector<std::int64_t>& whole = config_.long_window_blocks;
+  const bool half = batch.first_key[1] && std::find(whole.begin(), whole.end(), layer) == whole.end();
+  return batch.first_key[half ? 1 : 0];
 }
 
-// Angles as Hugging Face computes them: inverse frequencies and products rounded to fp32.
+// Angles as Hugging Face computes them: inverse frequencies and products rounded to fp32. The authors' models turn the
+// other way, and only half of their pairs.
 void Transformer::make_rotary_tables() {
   const std::int64_t half = config_.head_size / 2;
   const std::int64_t length = shape_.sequence_length;
   std::vector<float> table(static_cast<std::size_t>(2 * length * half));
   for (std::int64_t i = 0; i < half; ++i) {
-    const double exponent = 2.0 * static_cast<double>(i) / static_cast<double>(config_.head_size);
-    const auto frequency = static_cast<float>(1.0 / std::pow(config_.rotary_base, exponent));
+    const float frequency = rotary_frequency(config_, i);
     for (std::int64_t t = 0; t < length; ++t) {
       const float angle = static_cast<float>(t) * frequency;
       table[static_cast<std::size_t>(t * half + i)] = static_cast<float>(std::cos(static_cast<double>(angle)));
@@ -119,9 +149,14 @@ AttentionShape Transformer::attention_shape(const DeviceBatch& batch) const {
 
 BlockActivations Transformer::block(int layer, const DeviceBatch& batch) const {
   BlockActivations a = planned_.blocks[static_cast<std::size_t>(layer)];
-  for (Tensor* tensor : {&a.residual1, &a.normed1, &a.mean1, &a.rstd1, &a.qkv, &a.head_rstd, &a.attended, &a.residual2,
-                         &a.normed2, &a.mean2, &a.rstd2, &a.pre, &a.activated}) {
+  for (Tensor* tensor :
+       {&a.entry, &a.skipped, &a.value, &a.residual1, &a.normed1, &a.mean1, &a.rstd1, &a.qkv, &a.head_rstd, &a.attended,
+        &a.residual2, &a.normed2, &a.mean2, &a.rstd2, &a.pre, &a.activated}) {
     *tensor = rows_of(*tensor);
+  }
+  if (!block_parameters_[static_cast<std::size_t>(layer)].attention) {
+    a.residual2 = a.residual1;
+    return a;
   }
   a.lse = Tensor(a.lse.data, DType::f32, batch.sequences * config_.heads, batch.sequence_length);
   return a;
@@ -151,14 +186,12 @@ void Transformer::forward(Stream& stream, const DeviceBatch& batch) {
   if (rows_ > shape_.rows() || batch.sequence_length > shape_.sequence_length) {
     throw std::logic_error("the batch is larger than the activations were planned for");
   }
-  const Tensor first = rows_of(planned_.blocks.front().residual1);
-  backend_.embedding().forward(stream, batch.tokens, weight(token_table_), weight(position_table_),
-                               batch.sequence_length, first);
+  embed(stream, batch);
   const Tensor delta = rows_of(planned_.delta);
-  Tensor residual = first;
+  Tensor residual = block(0, batch).entry;
   for (int layer = 0; layer < config_.layers; ++layer) {
     forward_block(stream, batch, layer, residual, layer == 0 ? Tensor{} : delta, false);
-    residual = rows_of(planned_.blocks[static_cast<std::size_t>(layer)].residual2);
+    residual = block(layer, batch).residual2;
   }
   norm_forward(stream, final_norm_, residual, delta, rows_of(planned_.residual), rows_of(planned_.normed),
                rows_of(planned_.mean), rows_of(planned_.rstd));
@@ -174,14 +207,22 @@ void Transformer::forward_block(Stream& stream, const DeviceBatch& batch, int la
   };
   const Tensor branch = rows_of(planned_.delta);
 
-  norm_forward(stream, p.norm1, residual_in, delta, a.residual1, a.normed1, a.mean1, a.rstd1);
-  linear(a.normed1, p.qkv, Activation::none, a.qkv, {});
-  backend_.attention().prepare(stream, attention, head_norm(), static_cast<float>(config_.norm_eps), rotary_, a.qkv,
-                               a.head_rstd);
-  backend_.attention().forward(stream, attention, a.qkv, batch.document_start, a.attended, a.lse);
-  linear(a.attended, p.out, Activation::none, branch, {});
+  if (recompute) {
+    if (p.attention && a.normed1)
+      norm_forward(stream, p.norm1, a.residual1, {}, a.residual1, a.normed1, a.mean1, a.rstd1);
+  } else {
+    enter_block(stream, layer, a, residual_in, delta);
+  }
+  if (p.attention) {
+    linear(a.normed1 ? a.normed1 : a.residual1, p.qkv, Activation::none, a.qkv, {});
+    backend_.attention().prepare(stream, attention, head_norm(), static_cast<float>(config_.norm_eps), rotary_, a.qkv,
+                                 a.head_rstd);
+    mix_values(stream, layer, a);
+    backend_.attention().forward(stream, attention, a.qkv, first_key(batch, layer), a.attended, a.lse);
+    linear(a.attended, p.out, Activation::none, branch, {});
+  }
 
-  norm_forward(stream, p.norm2, a.residual1, branch, a.residual2, a.normed2, a.mean2, a.rstd2);
+  norm_forward(stream, p.norm2, a.residual1, p.attention ? branch : Tensor{}, a.residual2, a.normed2, a.mean2, a.rstd2);
   linear(a.normed2, p.up, activation_of(config_.mlp), a.pre, a.activated);
   if (!recompute) linear(a.activated, p.down, Activation::none, branch, {});
 }
@@ -196,9 +237,8 @@ void Transformer::head(Stream& stream, const DeviceBatch& batch, float loss_scal
     const Tensor x = normed.row_range(row, count);
     const Tensor logits = planned_.logits.row_range(0, count);
     backend_.linear().forward(stream, x, weight(head_), {}, Activation::none, logits, {});
-    backend_.loss().cross_entropy(stream, logits, config_.vocabulary, batch.targets.row_range(row, count),
-                                  Softcap{static_cast<float>(config_.logit_softcap)}, loss_scale, with_gradient,
-                                  loss_sum);
+    backend_.loss().cross_entropy(stream, logits, config_.softmax_size(), batch.targets.row_range(row, count),
+                                  softcap_of(config_), loss_scale, with_gradient, loss_sum);
     if (!with_gradient) continue;
     backend_.linear().backward_weight(stream, logits, x, gradient(head_), {}, accumulate || row > 0);
     backend_.linear().backward_input(stream, logits, weight(head_), d_normed.row_range(row, count), false);
@@ -206,9 +246,9 @@ void Transformer::head(Stream& stream, const DeviceBatch& batch, float loss_scal
 }
 
 void Transformer::backward_begin(Stream& stream, bool accumulate) {
+  if (!accumulate) zero_gradient(stream, scalars_);
   const Tensor d_residual = rows_of(planned_.d_residual);
-  backend_.device().zero(stream, d_residual.data,
-                         static_cast<std::size_t>(d_residual.elements()) * size_of(d_residual.dtype));
+  zero(stream, d_residual);
   norm_backward(stream, final_norm_, rows_of(planned_.delta), rows_of(planned_.residual), rows_of(planned_.mean),
                 rows_of(planned_.rstd), d_residual, accumulate);
 }
@@ -231,23 +271,36 @@ void Transformer::backward_block(Stream& stream, const DeviceBatch& batch, int l
   backend_.linear().backward_input(stream, a.pre, weight(p.up.weight), d_normed, false);
   norm_backward(stream, p.norm2, d_normed, a.residual2, a.mean2, a.rstd2, d_residual, accumulate);
 
-  // Attention.
+  if (!p.attention) return backward_entry(stream, layer, a, d_residual);
   const AttentionShape attention = attention_shape(batch);
   const Tensor d_attended = rows_of(planned_.d_attended);
   const Tensor d_qkv = rows_of(planned_.d_qkv);
   backward_weight(d_residual, a.attended, p.out);
   backend_.linear().backward_input(stream, d_residual, weight(p.out.weight), d_attended, false);
-  backend_.attention().backward(stream, attention, a.qkv, batch.document_start, a.attended, a.lse, d_attended, d_qkv);
+  backend_.attention().backward(stream, attention, a.qkv, first_key(batch, layer), a.attended, a.lse, d_attended,
+                                d_qkv);
+  backward_values(stream, layer, a, d_qkv);
   backend_.attention().prepare_backward(stream, attention, head_norm(), rotary_, a.qkv, a.head_rstd, d_qkv);
-  backward_weight(d_qkv, a.normed1, p.qkv);
-  backend_.linear().backward_input(stream, d_qkv, weight(p.qkv.weight), d_normed, false);
-  norm_backward(stream, p.norm1, d_normed, a.residual1, a.mean1, a.rstd1, d_residual, accumulate);
+  backward_weight(d_qkv, a.normed1 ? a.normed1 : a.residual1, p.qkv);
+  if (a.normed1) {
+    backend_.linear().backward_input(stream, d_qkv, weight(p.qkv.weight), d_normed, false);
+    norm_backward(stream, p.norm1, d_normed, a.residual1, a.mean1, a.rstd1, d_residual, accumulate);
+  } else {
+    backend_.linear().backward_input(stream, d_qkv, weight(p.qkv.weight), d_residual, true);
+  }
+  backward_entry(stream, layer, a, d_residual);
 }
 
 void Transformer::backward_embedding(Stream& stream, const DeviceBatch& batch, bool accumulate) {
   if (!accumulate) {
     if (!config_.tied_embeddings) zero_gradient(stream, token_table_);  // tied: the head's gradient is already there
     zero_gradient(stream, position_table_);
+    for (const int table : value_tables_) zero_gradient(stream, table);
+  }
+  backward_embedding_norm(stream, rows_of(planned_.d_residual));
+  for (std::size_t i = 0; i < value_tables_.size(); ++i) {
+    backend_.embedding().backward(stream, batch.tokens, rows_of(planned_.d_values[i]), batch.sequence_length,
+                                  gradient(value_tables_[i]), {});
   }
   backend_.embedding().backward(stream, batch.tokens, rows_of(planned_.d_residual), batch.sequence_length,
                                 gradient(token_table_), gradient(position_table_));
@@ -271,7 +324,11 @@ void Transformer::logits_of_row(Stream& stream, const DeviceBatch& batch, std::i
   std::transform(rounded.begin(), rounded.end(), logits, [](bf16 value) { return to_float(value); });
   if (config_.logit_softcap > 0) {
     const auto cap = static_cast<float>(config_.logit_softcap);
-    for (std::int64_t i = 0; i < config_.vocabulary; ++i) logits[i] = cap * std::tanh(logits[i] / cap);
+    const bool tanh = config_.logit_softcap_form == SoftcapForm::tanh;
+    for (std::int64_t i = 0; i < config_.vocabulary; ++i) {
+      const float x = logits[i] / cap;
+      logits[i] = cap * (tanh ? std::tanh(x) : x / std::sqrt(x * x + 1.0F));
+    }
   }
 }
 

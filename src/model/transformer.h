@@ -3,11 +3,14 @@
 //
 //   x = token_table[tokens] (+ position_table)
 //   every block:  x += attention(norm1(x)) W_out;   x += mlp(norm2(x)) W_down
+// with, in the authors' modded models (docs/paper.md), skips and a mix with x0 before a block, and value embeddings
+// mixed into v.
 //   logits = norm(x) W_head^T
 //
 // No dropout anywhere: pretraining at this scale is done without it, and a run is then a pure function of its config.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -22,9 +25,11 @@ namespace polaron {
 // A micro-batch in device memory.
 struct DeviceBatch {
   std::int64_t sequences = 0, sequence_length = 0;
-  Tensor tokens;          // i32 [N,1]
-  Tensor targets;         // i32 [N,1]; -1: no target
-  Tensor document_start;  // i32 [N,1]; absent without document masking
+  Tensor tokens;   // i32 [N,1]
+  Tensor targets;  // i32 [N,1]; -1: no target
+  // i32 [N,1]: the first key that each row sees; absent: all. [1]: in blocks of the model with half of a window that
+  // grows; absent without such a window.
+  std::array<Tensor, 2> first_key;
 };
 
 class Transformer {
@@ -75,8 +80,14 @@ class Transformer {
     int weight = -1, bias = -1;
   };
   struct BlockParameters {
+    BlockParameters(const TransformerConfig& config, std::int64_t layer)
+        : attention(has_attention(config, layer)), entry(config, layer), scalars(config.layers, layer) {}
+    bool attention;
     Norm norm1, norm2;
     Linear qkv, out, up, down;
+    BlockEntry entry;
+    BlockScalars scalars;
+    int value_table = -1;  // index of the value embedding mixed into v; -1: none
   };
   Norm find_norm(const std::string& prefix) const;
   Linear find_linear(const std::string& prefix) const;
@@ -96,12 +107,30 @@ class Transformer {
 
   Tensor rows_of(const Tensor& planned) const { return planned ? planned.row_range(0, rows_) : planned; }
   BlockActivations block(int layer, const DeviceBatch& batch) const;  // cut to the rows of the present micro-batch
-  HeadNorm head_norm() const { return config_.qk_norm ? HeadNorm::qk : HeadNorm::none; }
+  HeadNorm head_norm() const {
+    return !config_.qk_norm ? HeadNorm::none : config_.v_norm ? HeadNorm::qkv : HeadNorm::qk;
+  }
+  const Tensor& first_key(const DeviceBatch& batch, int layer) const;
+
+  // transformer_mixing.cpp: the parts of the authors' models between embedding, stream and values.
+  void embed(Stream& stream, const DeviceBatch& batch);
+  // From the sum of residual_in and delta (which may be absent) to the block's input, a.residual1, and its norm.
+  void enter_block(Stream& stream, int layer, const BlockActivations& a, const Tensor& residual_in,
+                   const Tensor& delta);
+  // d_residual: from the gradient of a.residual1 to that of the sum.
+  void backward_entry(Stream& stream, int layer, const BlockActivations& a, const Tensor& d_residual);
+  void mix_values(Stream& stream, int layer, const BlockActivations& a);
+  void backward_values(Stream& stream, int layer, const BlockActivations& a, const Tensor& d_qkv);
+  void backward_embedding_norm(Stream& stream, const Tensor& d_residual);
+  MixTerm scaled(const Tensor& x, std::int64_t scalar) const;  // x times the learned scalar of this number
+  float* scalar_gradient(std::int64_t scalar) const;
+
   AttentionShape attention_shape(const DeviceBatch& batch) const;
   void norm_forward(Stream& stream, const Norm& norm, const Tensor& residual_in, const Tensor& delta,
                     const Tensor& residual_out, const Tensor& normed, const Tensor& mean, const Tensor& rstd);
   void norm_backward(Stream& stream, const Norm& norm, const Tensor& d_normed, const Tensor& residual,
                      const Tensor& mean, const Tensor& rstd, const Tensor& d_residual, bool accumulate);
+  void zero(Stream& stream, const Tensor& tensor);
   void zero_gradient(Stream& stream, int index);
   void make_rotary_tables();
 
@@ -112,7 +141,8 @@ class Transformer {
   FlatBuffers buffers_;
   std::vector<BlockParameters> block_parameters_;
   Norm final_norm_;
-  int token_table_ = -1, position_table_ = -1, head_ = -1;
+  int token_table_ = -1, position_table_ = -1, head_ = -1, scalars_ = -1;
+  std::vector<int> value_tables_;
 
   Arena arena_;
   Activations planned_;  // for the largest micro-batch

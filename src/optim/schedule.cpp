@@ -28,6 +28,10 @@ double lr_factor(const ScheduleConfig& schedule, std::int64_t step, std::int64_t
       const std::int64_t first = std::max(warmup, steps - decay);
       return step < first ? 1.0 : 1.0 + (final - 1.0) * progress(first);
     }
+    case ScheduleKind::trapezoid: {
+      const double left = 1.0 - static_cast<double>(step) / static_cast<double>(steps);
+      return schedule.decay_fraction > 0 ? std::min(1.0, left / schedule.decay_fraction) : 1.0;
+    }
   }
   return 1.0;
 }

@@ -10,7 +10,7 @@
 #include <utility>
 
 #include "base/error.h"
-#include "config/enum_names.h"
+#include "config/config.h"
 #include "io/json_file.h"
 
 namespace polaron {
@@ -21,6 +21,13 @@ using nlohmann::json;
 bool plain_attention(const TransformerConfig& c) {
   const double usual = 1.0 / std::sqrt(static_cast<double>(c.head_size));
   return !c.qk_norm && c.logit_softcap == 0 && c.attention_window == 0 && std::abs(c.attention_scale - usual) < 1e-9;
+}
+
+// Nothing that transformers' models lack.
+bool plain(const TransformerConfig& c) {
+  return plain_attention(c) && c.norm_affine && !c.embedding_norm && c.attention_norm && !c.has_scalars() &&
+         c.attention_free_blocks.empty() && c.window_block == 0 && c.softmax_size() == c.vocabulary &&
+         c.rotary_frequencies == RotaryFrequencies::full;
 }
 
 // Names that differ between the layouts, by the suffix of polaron's name. `{}` is the block's number.
@@ -80,7 +87,7 @@ std::string name_in(CheckpointLayout layout, const std::string& own, const std::
 
 CheckpointLayout layout_of(const TransformerConfig& c) {
   const bool gelu = c.mlp == MlpKind::gelu || c.mlp == MlpKind::gelu_exact;
-  if (!plain_attention(c) || !c.norm_affine) return CheckpointLayout::native;
+  if (!plain(c)) return CheckpointLayout::native;
   if (c.norm == NormChoice::layernorm && c.positions == Positions::learned && c.biases && gelu &&
       c.kv_heads == c.heads && c.head_size * c.heads == c.width) {
     return CheckpointLayout::gpt2;
@@ -105,7 +112,7 @@ std::vector<ExportedTensor> exported_tensors(const TransformerConfig& config, co
     ExportedTensor tensor;
     tensor.parameter = i;
     tensor.cols = p.cols;
-    tensor.vector = p.role == Role::vector;
+    tensor.vector = p.role == Role::vector || p.role == Role::scalar;
     tensor.transposed = layout == CheckpointLayout::gpt2 && p.role == Role::matrix;
     if (layout == CheckpointLayout::gpt2) {  // q|k|v stay fused there, and nothing lies between them
       tensor.name = name_in(layout, p.name, "");
@@ -124,33 +131,6 @@ std::vector<ExportedTensor> exported_tensors(const TransformerConfig& config, co
 }
 
 namespace {
-
-json own_config(const TransformerConfig& c) {
-  return {{"preset", name_of(c.preset)},
-          {"layers", c.layers},
-          {"width", c.width},
-          {"heads", c.heads},
-          {"kv_heads", c.kv_heads},
-          {"head_size", c.head_size},
-          {"mlp_hidden", c.mlp_hidden},
-          {"vocabulary", c.vocabulary},
-          {"context_length", c.context_length},
-          {"mlp", name_of(c.mlp)},
-          {"norm", name_of(c.norm)},
-          {"norm_affine", c.norm_affine},
-          {"norm_eps", c.norm_eps},
-          {"positions", name_of(c.positions)},
-          {"rotary_base", c.rotary_base},
-          {"biases", c.biases},
-          {"tied_embeddings", c.tied_embeddings},
-          {"qk_norm", c.qk_norm},
-          {"attention_scale", c.attention_scale},
-          {"attention_window", c.attention_window},
-          {"document_mask", c.document_mask},
-          {"logit_softcap", c.logit_softcap},
-          {"init_std", c.init_std},
-          {"init_scale_residual", c.init_scale_residual}};
-}
 
 // Reads the value of `key`; an Error naming the file and the key where it is missing or of another type.
 template <class T>
@@ -172,46 +152,12 @@ T read_or(const json& j, const std::string& file, const char* key, T otherwise) 
   return otherwise;
 }
 
-// The value of an enum that `key` names; an Error where there is no such value.
-template <class E>
-void read_enum(const json& j, const std::string& file, const char* key, E& value) {
-  std::string name;
-  read(j, file, key, name);
-  const std::optional<E> found = value_of<E>(name);
-  if (!found) {
-    throw Error(Exit::data,
-                fmt::format("{}: /polaron/{}: \"{}\" is not known to this version of polaron.", file, key, name));
-  }
-  value = *found;
-}
-
 TransformerConfig parse_own(const json& j, const std::string& file) {
-  TransformerConfig c;
-  read_enum(j, file, "preset", c.preset);
-  read(j, file, "layers", c.layers);
-  read(j, file, "width", c.width);
-  read(j, file, "heads", c.heads);
-  read(j, file, "kv_heads", c.kv_heads);
-  read(j, file, "head_size", c.head_size);
-  read(j, file, "mlp_hidden", c.mlp_hidden);
-  read(j, file, "vocabulary", c.vocabulary);
-  read(j, file, "context_length", c.context_length);
-  read_enum(j, file, "mlp", c.mlp);
-  read_enum(j, file, "norm", c.norm);
-  read(j, file, "norm_affine", c.norm_affine);
-  read(j, file, "norm_eps", c.norm_eps);
-  read_enum(j, file, "positions", c.positions);
-  read(j, file, "rotary_base", c.rotary_base);
-  read(j, file, "biases", c.biases);
-  read(j, file, "tied_embeddings", c.tied_embeddings);
-  read(j, file, "qk_norm", c.qk_norm);
-  read(j, file, "attention_scale", c.attention_scale);
-  read(j, file, "attention_window", c.attention_window);
-  read(j, file, "document_mask", c.document_mask);
-  read(j, file, "logit_softcap", c.logit_softcap);
-  read(j, file, "init_std", c.init_std);
-  read(j, file, "init_scale_residual", c.init_scale_residual);
-  return c;
+  try {
+    return parse_model(j.dump(), file + ": polaron");
+  } catch (const Error& problem) {
+    throw Error(Exit::data, fmt::format("{} Was it written by a newer version of polaron?", problem.what()));
+  }
 }
 
 // A setting of transformers that this program has no counterpart for must have its usual value.
@@ -302,11 +248,12 @@ void check_sizes(const TransformerConfig& c, const std::string& file) {
 std::vector<ArchitectureDifference> architecture_differences(const TransformerConfig& there,
                                                              const TransformerConfig& here) {
   std::vector<ArchitectureDifference> result;
-  const json ours = own_config(here);
-  const json theirs = own_config(there);
+  const json ours = json::parse(model_to_json(here));
+  const json theirs = json::parse(model_to_json(there));
   for (const auto& [key, value] : theirs.items()) {
     // How a model was drawn and which tokens see each other in training say nothing about its weights.
-    if (key == "preset" || key == "init_std" || key == "init_scale_residual" || key == "document_mask") continue;
+    if (key == "preset" || key == "document_mask" || key.find("init") != std::string::npos) continue;
+    if (key.find("window_") != std::string::npos && key != "attention_window") continue;
     if (value != ours.at(key)) {
       result.push_back({key, fmt::format("{} is {} there and {} here", key, value.dump(), ours.at(key).dump())});
     }
@@ -361,7 +308,7 @@ std::string huggingface_config(const TransformerConfig& c, std::int32_t separato
   j["bos_token_id"] = token;
   j["eos_token_id"] = token;
   j["torch_dtype"] = "float32";
-  j["polaron"] = own_config(c);
+  j["polaron"] = json::parse(model_to_json(c));
   return j.dump(2) + "\n";
 }
 

@@ -33,6 +33,9 @@ class InferenceModel {
   std::optional<BatchUploader> uploader_;
 };
 
+// How much of its run a checkpoint has behind it, in [0, 1]; 1 where it does not say.
+double trained_share(const CheckpointReader& checkpoint);
+
 // The sequence length that the checkpoint's run trained with; the context length where it does not say.
 std::int64_t trained_sequence_length(const CheckpointReader& checkpoint);
 

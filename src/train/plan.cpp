@@ -25,7 +25,7 @@ ActivationShape activation_shape(const Config& config) {
 FlopsPerToken flops_per_token(const TransformerConfig& model, const ParameterTable& table,
                               std::int64_t sequence_length) {
   FlopsPerToken flops;
-  flops.matmul_parameters = table.elements(Role::matrix) + model.vocabulary * model.width;
+  flops.matmul_parameters = table.elements(Role::matrix) + model.softmax_size() * model.width;
   flops.matmul = 6.0 * static_cast<double>(flops.matmul_parameters);
   flops.attention = 6.0 * static_cast<double>(model.layers * model.heads * model.head_size * sequence_length);
   return flops;

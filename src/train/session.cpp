@@ -109,7 +109,7 @@ ValidationOptions validation_options(const Config& config, const Communicator& c
 bool may_change(const std::string& key, const TransformerConfig& model) {
   if (key == "context_length") return model.positions == Positions::rotary;
   return key == "norm_eps" || key == "rotary_base" || key == "attention_scale" || key == "attention_window" ||
-         key == "logit_softcap";
+         key == "logit_softcap" || key == "logit_softcap_form" || key == "rotary_frequencies";
 }
 
 void check_architecture(const CheckpointReader& source, const TransformerConfig& model) {
@@ -180,7 +180,7 @@ Session::Session(Config given, bool initialize, Communicator& communicator_)
                     buffers());
   const ActivationShape shape = activation_shape(config);
   model.emplace(config.model, table, shape, backend, buffers());
-  uploader.emplace(backend.device(), shape.rows());
+  uploader.emplace(backend.device(), config.model, shape.rows());
 }
 
 void Session::round_weights() {

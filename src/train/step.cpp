@@ -34,7 +34,10 @@ StepRunner::StepRunner(Session& session)
   }
 }
 
-void StepRunner::begin() { session_.backend.device().zero(*session_.stream, result_.data(), sizeof(Result)); }
+void StepRunner::begin(std::int64_t step) {
+  session_.uploader->set_progress(static_cast<double>(step) / static_cast<double>(session_.config.training.steps));
+  session_.backend.device().zero(*session_.stream, result_.data(), sizeof(Result));
+}
 
 void StepRunner::micro_batch(Batch batch, bool accumulate, bool last) {
   const DeviceBatch on_device = session_.uploader->upload(*session_.stream, std::move(batch));

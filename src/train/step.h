@@ -30,7 +30,7 @@ class StepRunner {
   // the update where the loss is above it (infinity: never).
   template <class Interrupted>
   bool queue(Loader& loader, std::int64_t step, double loss_limit, Interrupted interrupted) {
-    begin();
+    begin(step);
     const std::int64_t micro_batches = loader.micro_batches_per_global_batch();
     for (std::int64_t i = 0; i < micro_batches; ++i) {
       if (interrupted()) return false;
@@ -59,7 +59,7 @@ class StepRunner {
     std::unique_ptr<Event> done;
   };
 
-  void begin();
+  void begin(std::int64_t step);
   void micro_batch(Batch batch, bool accumulate, bool last);
   void finish(std::int64_t step, double loss_limit);
 

@@ -117,6 +117,7 @@ std::string Trainer::newest_checkpoint() const {
 
 void Trainer::validate() {
   console_.phase("validation");
+  session_.uploader->set_progress(static_cast<double>(done_) / static_cast<double>(session_.config.training.steps));
   const Evaluation result = evaluate(*session_.model, session_.backend, *session_.stream, communicator_,
                                      *session_.uploader, *session_.validation);
   evaluated_ = done_;

@@ -59,9 +59,15 @@ TEST(ActivationLayout, placed_tensors_do_not_overlap_and_lie_inside_the_arena) {
     const Activations placed = layout.place(arena);
     std::vector<Tensor> tensors = {placed.residual,   placed.normed, placed.mean,       placed.rstd,     placed.delta,
                                    placed.d_residual, placed.d_qkv,  placed.d_attended, placed.d_hidden, placed.logits};
+    tensors.insert(tensors.end(),
+                   {placed.embedded, placed.embedded_mean, placed.embedded_rstd, placed.x0, placed.d_x0});
+    for (const auto* list : {&placed.values, &placed.d_values, &placed.d_skips}) {
+      tensors.insert(tensors.end(), list->begin(), list->end());
+    }
     for (const BlockActivations& b : placed.blocks) {
-      tensors.insert(tensors.end(), {b.residual1, b.normed1, b.mean1, b.rstd1, b.qkv, b.qk_rstd, b.lse, b.attended,
-                                     b.residual2, b.normed2, b.mean2, b.rstd2, b.pre, b.activated});
+      tensors.insert(tensors.end(), {b.residual1, b.normed1, b.mean1, b.rstd1, b.qkv, b.head_rstd, b.lse, b.attended,
+                                     b.residual2, b.normed2, b.mean2, b.rstd2, b.pre, b.activated, b.skipped, b.value});
+      if (b.entry.data != b.residual1.data && b.entry.data != placed.x0.data) tensors.push_back(b.entry);
     }
     std::erase_if(tensors, [](const Tensor& tensor) { return !tensor; });
     EXPECT_EQ(tensors.size(), layout.plan().pieces().size()) << feature.name;

@@ -32,6 +32,26 @@ inline std::vector<std::int32_t> packed_documents(std::int64_t sequences, std::i
   return start;
 }
 
+// All parts of the authors' modded GPT-2 at once.
+inline TransformerConfig tiny_modded_gpt2() {
+  TransformerConfig c = tiny_llama();
+  c.layers = 6;
+  c.embedding_norm = c.x0_mixing = c.qk_norm = c.v_norm = true;
+  c.attention_norm = c.norm_affine = false;
+  c.value_embeddings = 2;
+  c.skips = {{2, 4}, {0, 5}};
+  c.attention_free_blocks = {3};
+  c.mlp = MlpKind::relu2;
+  c.attention_scale = 0.12;
+  c.norm_eps = 1.19e-7;
+  c.rotary_frequencies = RotaryFrequencies::half_truncated;
+  c.logit_softcap = 15.0;
+  c.logit_softcap_form = SoftcapForm::algebraic;
+  c.head_vocabulary = c.vocabulary + 7;
+  c.document_mask = true;
+  return c;
+}
+
 inline std::vector<Feature> all_features() {
   std::vector<Feature> features;
   const auto add = [&](const std::string& name, const TransformerConfig& config, std::int64_t sequences = 2,
@@ -112,6 +132,43 @@ inline std::vector<Feature> all_features() {
         c.rotary_base = 500.0;
       }));
   features.back().batch.document_start = packed_documents(2, 11, {4, 6, 1});
+
+  // The parts of the authors' models, one by one and together.
+  add("embedding_norm", llama([](auto& c) { c.embedding_norm = true; }));
+  add("embedding_layernorm_and_positions", gpt2([](auto& c) { c.embedding_norm = true; }));
+  add("attention_without_norm", llama([](auto& c) { c.attention_norm = false; }));
+  add("v_norm", llama([](auto& c) { c.qk_norm = c.v_norm = true; }));
+  add("value_embeddings", llama([](auto& c) { c.value_embeddings = 1; }));
+  add("x0_mixing", gpt2([](auto& c) { c.x0_mixing = true; }));
+  add("a_skip_over_two_blocks", llama([](auto& c) {
+        c.layers = 4;
+        c.skips = {{1, 3}};
+      }));
+  add("a_skip_to_the_next_block", gpt2([](auto& c) { c.skips = {{0, 1}}; }));
+  add("a_block_without_attention", llama([](auto& c) { c.attention_free_blocks = {1}; }));
+  add("a_first_block_without_attention", gpt2([](auto& c) { c.attention_free_blocks = {0}; }));
+  add("half_truncated_rotary", llama([](auto& c) { c.rotary_frequencies = RotaryFrequencies::half_truncated; }));
+  add("algebraic_softcap", llama([](auto& c) {
+        c.logit_softcap = 1.5;
+        c.logit_softcap_form = SoftcapForm::algebraic;
+      }));
+  add("head_with_more_entries_than_tokens", llama([](auto& c) { c.head_vocabulary = c.vocabulary + 30; }));
+  add("two_windows", llama([](auto& c) {
+        c.window_block = 4;
+        c.window_final = 8;
+        c.long_window_blocks = {1};
+      }));
+  features.back().batch.document_start = packed_documents(2, 11, {6, 5});
+  features.back().batch.short_window = packed_documents(2, 11, {3, 3, 5});
+  add("all_of_the_authors_gpt2", tiny_modded_gpt2());
+  features.back().batch.document_start = packed_documents(2, 11, {4, 6, 1});
+  add("the_authors_llama", llama([](auto& c) {
+        c.layers = 5;
+        c.norm = NormChoice::layernorm;
+        c.norm_affine = false;
+        c.value_embeddings = 2;
+        c.skips = {{1, 3}, {0, 4}};
+      }));
   return features;
 }
 

@@ -51,18 +51,31 @@ class Reference {
 
   std::vector<double> logits() {
     embed();
+    std::vector<Grid> outputs;  // of the blocks
     for (std::int64_t layer = 0; layer < c_.layers; ++layer) {
       const std::string prefix = "blocks." + std::to_string(layer) + ".";
-      const Grid normed1 = norm(prefix + "norm1");
-      add(linear(attention(linear_block(normed1, prefix + "attention.qkv", "q"),
-                           linear_block(normed1, prefix + "attention.qkv", "k"),
-                           linear_block(normed1, prefix + "attention.qkv", "v")),
-                 prefix + "attention.out"));
+      for (const Skip& skip : c_.skips) {
+        if (skip.to == layer) mix(1.0, scalar(skip.from), outputs[static_cast<std::size_t>(skip.from)]);
+      }
+      if (c_.x0_mixing) mix(scalar(c_.layers + 2 * layer), scalar(c_.layers + 2 * layer + 1), x0_);
+      const auto& without = c_.attention_free_blocks;
+      if (std::find(without.begin(), without.end(), layer) == without.end()) {
+        const Grid in = c_.attention_norm ? norm(prefix + "norm1") : x_;
+        add(linear(
+            attention(linear_block(in, prefix + "attention.qkv", "q"), linear_block(in, prefix + "attention.qkv", "k"),
+                      linear_block(in, prefix + "attention.qkv", "v"), layer),
+            prefix + "attention.out"));
+      }
       add(linear(mlp_hidden(norm(prefix + "norm2"), prefix), prefix + "mlp.down"));
+      outputs.push_back(x_);
     }
     Grid z = product(norm("final_norm"), c_.tied_embeddings ? "embedding.token" : "head.weight", 0);
     if (c_.logit_softcap > 0) {
-      for (double& value : z.data) value = c_.logit_softcap * std::tanh(value / c_.logit_softcap);
+      const double cap = c_.logit_softcap;
+      for (double& value : z.data) {
+        value = c_.logit_softcap_form == SoftcapForm::tanh ? cap * std::tanh(value / cap)
+                                                           : cap * value / std::sqrt(value * value + cap * cap);
+      }
     }
     return std::move(z.data);
   }
@@ -81,13 +94,24 @@ class Reference {
       const double* place = element(table_[table_.index("embedding.position")], i % batch_.length);
       for (std::int64_t j = 0; j < c_.width; ++j) x_.row(i)[j] += place[j];
     }
+    if (c_.embedding_norm) x_ = norm("");
+    x0_ = x_;
+  }
+
+  double scalar(std::int64_t i) const { return *element(table_[table_.index("scalars")], i); }
+
+  // x = a x + b y.
+  void mix(double a, double b, const Grid& y) {
+    for (std::size_t i = 0; i < x_.data.size(); ++i) x_.data[i] = a * x_.data[i] + b * y.data[i];
   }
 
   void add(const Grid& branch) {
     for (std::size_t i = 0; i < x_.data.size(); ++i) x_.data[i] += branch.data[i];
   }
 
+  // Of the stream; without a name, without gain and shift.
   Grid norm(const std::string& name) const {
+    const bool affine = c_.norm_affine && !name.empty();
     Grid out(x_.rows, x_.cols);
     const auto n = static_cast<double>(c_.width);
     for (std::int64_t i = 0; i < x_.rows; ++i) {
@@ -100,8 +124,8 @@ class Reference {
       for (std::int64_t j = 0; j < c_.width; ++j) square += (x[j] - mean) * (x[j] - mean) / n;
       for (std::int64_t j = 0; j < c_.width; ++j) {
         const double normed = (x[j] - mean) / std::sqrt(square + c_.norm_eps);
-        const double gain = c_.norm_affine ? *element(table_[table_.index(name + ".weight")], j) : 1.0;
-        const bool shifted = c_.norm_affine && c_.norm == NormChoice::layernorm;
+        const double gain = affine ? *element(table_[table_.index(name + ".weight")], j) : 1.0;
+        const bool shifted = affine && c_.norm == NormChoice::layernorm;
         out.row(i)[j] = normed * gain + (shifted ? *element(table_[table_.index(name + ".bias")], j) : 0.0);
       }
     }
@@ -147,20 +171,47 @@ class Reference {
     return hidden;
   }
 
+  double turns(std::int64_t pair) const {
+    const auto i = static_cast<double>(pair), size = static_cast<double>(c_.head_size);
+    if (c_.rotary_frequencies == RotaryFrequencies::full) return std::pow(c_.rotary_base, -2.0 * i / size);
+    const double count = size / 4;
+    return i < count ? -std::pow(1.0 / 1024.0, i / (count - 1)) : 0.0;
+  }
+
+  // v, normalised and mixed with the value embedding of its block.
+  void prepare_values(Grid& v, std::int64_t layer) const {
+    if (c_.v_norm) divide_by_rms(v);
+    if (c_.value_embeddings == 0) return;
+    const std::int64_t n = c_.value_embeddings, at = 3 * c_.layers + 2 * layer;
+    const std::int64_t table = layer < n ? layer : layer - (c_.layers - n);
+    for (std::int64_t i = 0; i < v.rows; ++i) {
+      for (std::int64_t j = 0; j < v.cols; ++j) {
+        v.row(i)[j] *= scalar(at);
+        if (table < 0) continue;
+        const Parameter& p = table_[table_.index("embedding.value" + std::to_string(table))];
+        v.row(i)[j] += scalar(at + 1) * element(p, batch_.tokens[static_cast<std::size_t>(i)])[j];
+      }
+    }
+  }
+
+  void divide_by_rms(Grid& heads) const {
+    const std::int64_t size = c_.head_size;
+    for (double* head = heads.data.data(); head < heads.data.data() + heads.data.size(); head += size) {
+      double square = 0.0;
+      for (std::int64_t j = 0; j < size; ++j) square += head[j] * head[j] / static_cast<double>(size);
+      for (std::int64_t j = 0; j < size; ++j) head[j] /= std::sqrt(square + c_.norm_eps);
+    }
+  }
+
   // Query-key norm, then rotation, of all heads of a row.
   void prepare(Grid& heads) const {
+    if (c_.qk_norm) divide_by_rms(heads);
     const std::int64_t size = c_.head_size;
     for (std::int64_t i = 0; i < heads.rows; ++i) {
       for (double* head = heads.row(i); head < heads.row(i) + heads.cols; head += size) {
-        if (c_.qk_norm) {
-          double square = 0.0;
-          for (std::int64_t j = 0; j < size; ++j) square += head[j] * head[j] / static_cast<double>(size);
-          for (std::int64_t j = 0; j < size; ++j) head[j] /= std::sqrt(square + c_.norm_eps);
-        }
         if (c_.positions != Positions::rotary) continue;
         for (std::int64_t j = 0; j < size / 2; ++j) {
-          const double turns = std::pow(c_.rotary_base, -2.0 * static_cast<double>(j) / static_cast<double>(size));
-          const double angle = static_cast<double>(i % batch_.length) * turns;
+          const double angle = static_cast<double>(i % batch_.length) * turns(j);
           const double a = head[j], b = head[j + size / 2];
           head[j] = a * std::cos(angle) - b * std::sin(angle);
           head[j + size / 2] = b * std::cos(angle) + a * std::sin(angle);
@@ -169,14 +220,18 @@ class Reference {
     }
   }
 
-  Grid attention(Grid q, Grid k, const Grid& v) const {
+  Grid attention(Grid q, Grid k, Grid v, std::int64_t layer) const {
     prepare(q);
     prepare(k);
+    prepare_values(v, layer);
+    const auto& whole = c_.long_window_blocks;
+    const bool half = !batch_.short_window.empty() && std::find(whole.begin(), whole.end(), layer) == whole.end();
+    const std::vector<std::int32_t>& first_keys = half ? batch_.short_window : batch_.document_start;
     const std::int64_t size = c_.head_size;
     Grid out(batch_.rows(), c_.heads * size);
     for (std::int64_t i = 0; i < batch_.rows(); ++i) {
       const std::int64_t t = i % batch_.length, sequence = i - t;
-      std::int64_t first = batch_.document_start.empty() ? 0 : batch_.document_start[static_cast<std::size_t>(i)];
+      std::int64_t first = first_keys.empty() ? 0 : first_keys[static_cast<std::size_t>(i)];
       if (c_.attention_window > 0) first = std::max(first, t - c_.attention_window + 1);
       for (std::int64_t h = 0; h < c_.heads; ++h) {
         const std::int64_t kv = h / (c_.heads / c_.kv_heads) * size;
@@ -200,7 +255,8 @@ class Reference {
   const ParameterTable& table_;
   const std::vector<double>& weights_;
   const HostBatch& batch_;
-  Grid x_;  // the residual stream
+  Grid x_;                            // the residual stream
+  Grid x0_ = Grid(x_.rows, x_.cols);  // as it was before the first block
 };
 
 }  // namespace
@@ -217,9 +273,9 @@ double reference_loss_sum(const TransformerConfig& config, const ParameterTable&
   for (std::int64_t i = 0; i < batch.rows(); ++i) {
     const std::int32_t target = batch.targets[static_cast<std::size_t>(i)];
     if (target < 0) continue;
-    const double* z = logits.data() + i * config.vocabulary;
+    const double* z = logits.data() + i * config.softmax_size();
     double total = 0.0;
-    for (std::int64_t j = 0; j < config.vocabulary; ++j) total += std::exp(z[j]);
+    for (std::int64_t j = 0; j < config.softmax_size(); ++j) total += std::exp(z[j]);
     sum += std::log(total) - z[target];
   }
   return sum;

@@ -11,7 +11,7 @@
 
 namespace polaron::test {
 
-// Logits [rows, vocabulary], after the soft-cap. `weights`: flat, laid out by `table`.
+// Logits [rows, softmax_size], after the soft-cap. `weights`: flat, laid out by `table`.
 std::vector<double> reference_logits(const TransformerConfig& config, const ParameterTable& table,
                                      const std::vector<double>& weights, const HostBatch& batch);
 

@@ -16,7 +16,7 @@ ScheduleConfig schedule(ScheduleKind kind, std::int64_t warmup, double final_fra
 }
 
 constexpr ScheduleKind kKinds[] = {ScheduleKind::constant, ScheduleKind::linear, ScheduleKind::cosine,
-                                   ScheduleKind::wsd};
+                                   ScheduleKind::wsd, ScheduleKind::trapezoid};
 
 TEST(Schedule, warmup_rises_along_a_line_and_the_first_step_already_moves) {
   for (const ScheduleKind kind : kKinds) {
@@ -47,6 +47,21 @@ TEST(Schedule, the_last_step_has_the_final_fraction) {
 
 TEST(Schedule, a_run_of_one_step_takes_it_at_the_peak_rate) {
   for (const ScheduleKind kind : kKinds) EXPECT_DOUBLE_EQ(lr_factor(schedule(kind, 0), 0, 1), 1.0);
+}
+
+TEST(Schedule, trapezoid_is_the_authors) {
+  ScheduleConfig s = schedule(ScheduleKind::trapezoid, 0);
+  s.decay_fraction = 0.7;
+  EXPECT_EQ(lr_factor(s, 1788, 5960), 1.0);
+  EXPECT_NEAR(lr_factor(s, 1789, 5960), 0.99976, 1e-5);
+  EXPECT_NEAR(lr_factor(s, 2980, 5960), 0.714286, 1e-6);
+  EXPECT_NEAR(lr_factor(s, 4470, 5960), 0.357143, 1e-6);
+  EXPECT_NEAR(lr_factor(s, 5959, 5960), 2.397e-4, 1e-7);
+  s.warmup_steps = 500;
+  s.decay_fraction = 5812.0 / 20344.0;
+  EXPECT_DOUBLE_EQ(lr_factor(s, 0, 20344), 1.0 / 500);
+  EXPECT_DOUBLE_EQ(lr_factor(s, 14532, 20344), 1.0);
+  EXPECT_NEAR(lr_factor(s, 20343, 20344), 1.0 / 5812, 1e-12);
 }
 
 TEST(Schedule, constant_stays) {

@@ -104,8 +104,9 @@ inline std::int64_t nonzero_padding(const ParameterTable& table, const std::vect
 // A micro-batch on the host.
 struct HostBatch {
   std::int64_t sequences = 0, length = 0;
-  std::vector<std::int32_t> tokens, targets;  // [sequences * length]; target -1: none
-  std::vector<std::int32_t> document_start;   // empty: one document a sequence
+  std::vector<std::int32_t> tokens, targets;    // [sequences * length]; target -1: none
+  std::vector<std::int32_t> document_start;     // empty: one document a sequence
+  std::vector<std::int32_t> short_window = {};  // first keys in blocks with half of a window; empty: there are none
 
   std::int64_t rows() const { return sequences * length; }
   std::int64_t targets_counted() const {
@@ -119,14 +120,14 @@ struct HostBatch {
       if (from.empty()) return from;
       return std::vector<std::int32_t>(from.begin() + first * length, from.begin() + (first + count) * length);
     };
-    return {count, length, cut(tokens), cut(targets), cut(document_start)};
+    return {count, length, cut(tokens), cut(targets), cut(document_start), cut(short_window)};
   }
 };
 
 inline HostBatch random_batch(std::int64_t sequences, std::int64_t length, std::int64_t vocabulary,
                               std::uint64_t seed) {
   std::mt19937_64 engine(seed);
-  HostBatch batch{sequences, length, {}, {}, {}};
+  HostBatch batch{sequences, length, {}, {}, {}, {}};
   const auto draw = [&] { return static_cast<std::int32_t>(engine() % static_cast<std::uint64_t>(vocabulary)); };
   for (std::int64_t i = 0; i < batch.rows(); ++i) {
     batch.tokens.push_back(draw());
@@ -207,10 +208,11 @@ class TinyModel {
       view.sequence_length = batch.length;
       view.tokens = copy(tokens, batch.tokens);
       view.targets = copy(targets, batch.targets);
-      view.document_start = copy(document_start, batch.document_start);
+      view.first_key[0] = copy(first_key[0], batch.document_start);
+      view.first_key[1] = copy(first_key[1], batch.short_window);
       model.stream_->synchronize();
     }
-    DeviceBuffer tokens, targets, document_start;
+    DeviceBuffer tokens, targets, first_key[2];
     DeviceBatch view;
   };
 

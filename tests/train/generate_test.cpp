@@ -84,7 +84,7 @@ TEST(SampleToken, large_logits_do_not_overflow) {
 
 struct Sampling {
   explicit Sampling(const TransformerConfig& config, std::int64_t context_ = 12)
-      : context(context_), model(config, shape(context_)), uploader(model.backend().device(), context_) {
+      : context(context_), model(config, shape(context_)), uploader(model.backend().device(), config, context_) {
     model.set_weights(test::random_weights(model.table(), 3));
   }
   static ActivationShape shape(std::int64_t length) {

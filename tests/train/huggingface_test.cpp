@@ -217,8 +217,15 @@ TEST(HuggingFace, a_damaged_own_description_is_refused_by_key) {
   refused("head_size", 7);
   refused("width", 0);
   refused("layers", std::int64_t{1} << 40);
-  document["polaron"].erase("qk_norm");
-  EXPECT_TRUE(test::contains(test::data_error([&] { read_config_text(document.dump()); }), "qk_norm"));
+  refused("a_key_of_the_future", true);
+  document["polaron"].erase("width");
+  EXPECT_TRUE(test::contains(test::data_error([&] { read_config_text(document.dump()); }), "width"));
+}
+
+TEST(HuggingFace, an_own_description_without_a_later_feature_means_that_feature_off) {
+  json document = json::parse(huggingface_config(test::tiny_llama(), -1));
+  document["polaron"].erase("x0_mixing");
+  EXPECT_EQ(read_config_text(document.dump()), test::tiny_llama());
 }
 
 TEST(HuggingFace, a_config_that_is_no_json_object_is_refused) {

@@ -26,6 +26,7 @@ class CountingBackend final : public Backend {
   EmbeddingOps& embedding() override { return cpu_->embedding(); }
   NormOps& norm() override { return cpu_->norm(); }
   LinearOps& linear() override { return cpu_->linear(); }
+  MixOps& mix() override { return cpu_->mix(); }
   AttentionOps& attention() override { return cpu_->attention(); }
   LossOps& loss() override { return cpu_->loss(); }
   ElementwiseOps& elementwise() override { return cpu_->elementwise(); }
@@ -116,7 +117,7 @@ TEST(MemoryPlan, every_class_is_what_the_run_then_takes) {
         const Transformer transformer(model, planned.table, activation_shape(config), backend,
                                       FlatBuffers{weights.as<float>(), gradients.as<float>(), nullptr});
         EXPECT_EQ(taken(), planned.memory.activations) << named.name;
-        const BatchUploader uploader(backend.device(), activation_shape(config).rows());
+        const BatchUploader uploader(backend.device(), config.model, activation_shape(config).rows());
         EXPECT_EQ(taken(), planned.memory.batches) << named.name;
         EXPECT_EQ(backend.allocated(), planned.memory.total()) << named.name;
       }
