@@ -1,6 +1,7 @@
 #include "config/catalogue.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <type_traits>
 #include <utility>
@@ -30,7 +31,10 @@ class Collector {
                                                 : fmt::format("{}", value.numerator);
     } else if constexpr (std::is_same_v<T, std::vector<std::int64_t>> || std::is_same_v<T, std::vector<Skip>>) {
       entry.type = std::is_same_v<T, std::vector<Skip>> ? FieldType::skips : FieldType::integers;
-      entry.default_value = "[]";  // no preset has any
+      entry.default_value = "[]";
+      if constexpr (std::is_same_v<T, std::vector<std::int64_t>>) {
+        if (!value.empty()) entry.default_value = fmt::format("[{}]", fmt::join(value, ", "));
+      }
     } else if constexpr (std::is_same_v<T, std::string>) {
       entry.type = info.choices.empty() ? FieldType::string : FieldType::choice;
       entry.default_value = fmt::format("\"{}\"", value);

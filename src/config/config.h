@@ -141,6 +141,18 @@ struct ParallelConfig {
   bool operator==(const ParallelConfig&) const = default;
 };
 
+struct SpectraConfig {
+  std::int64_t every = 0;  // steps; 0: never
+  std::string matrices;    // glob of names; empty: those of the middle block
+  std::vector<std::int64_t> ranks = {16, 64, 256};
+  bool operator==(const SpectraConfig&) const = default;
+};
+
+struct DiagnosticsConfig {
+  SpectraConfig spectra;
+  bool operator==(const DiagnosticsConfig&) const = default;
+};
+
 struct Config {
   std::string name;    // of the run; default: the config file's stem
   std::string output;  // run directory; default runs/<name>
@@ -159,6 +171,7 @@ struct Config {
   CheckpointConfig checkpoint;
   SampleConfig sample;
   ParallelConfig parallel;
+  DiagnosticsConfig diagnostics;
   bool operator==(const Config&) const = default;
 };
 

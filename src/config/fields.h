@@ -45,7 +45,7 @@ struct GroupInfo {
   std::string_view example = {};
 };
 
-inline constexpr std::int64_t most_blocks = 10000;  // of a model
+inline constexpr double most_blocks = 10000;  // of a model
 
 // The five members of OptimizerConfig.
 enum class OptimizerGroup : std::uint8_t { matrices, embeddings, head, vectors, scalars };
@@ -188,6 +188,24 @@ void describe(V& v, ParallelConfig& c) {
           {.help = "steps between comparisons of the processes' weights by checksum; 0: never",
            .min = 0,
            .max = largest_count});
+}
+
+template <class V>
+void describe(V& v, SpectraConfig& c) {
+  v.field("every", c.every, {.help = "steps between two looks; 0: never", .min = 0, .max = largest_count});
+  v.field("matrices", c.matrices,
+          {.help = "glob of the matrices' names, such as `*.attention.qkv.weight.v` or `blocks.0.*`; empty: those of "
+                   "the middle block",
+           .default_text = "empty"});
+  v.field("ranks", c.ranks, {.help = "ranks whose captured share is computed", .min = 1, .max = largest_size});
+}
+
+template <class V>
+void describe(V& v, DiagnosticsConfig& c) {
+  v.group("spectra", c.spectra,
+          {.intro = "Singular values of gradients and momenta, stable rank, and the share of the nuclear norm that a "
+                    "random subspace captures: a line a matrix in `spectra.jsonl`, for `scripts/plot_spectra.py`.",
+           .example = R"({"diagnostics": {"spectra": {"every": 100, "matrices": "*.attention.qkv.weight.v"}}})"});
 }
 
 }  // namespace polaron

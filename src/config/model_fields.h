@@ -82,7 +82,8 @@ void describe(V& v, TransformerConfig& c) {
   v.field("skips", c.skips,
           {.help = "U-net skips, `[[from, to], ...]`: the output of block `from`, times a learned scalar, is added "
                    "before block `to`. Blocks count from 0"});
-  v.field("attention_free_blocks", c.attention_free_blocks, {.help = "blocks without attention, counted from 0"});
+  v.field("attention_free_blocks", c.attention_free_blocks,
+          {.help = "blocks without attention, counted from 0", .min = 0, .max = most_blocks});
   v.field(
       "window_block", c.window_block,
       {.help = "attention windows that grow during the run, in blocks of so many tokens, which divide the sequence: "
@@ -97,7 +98,9 @@ void describe(V& v, TransformerConfig& c) {
        .max = largest_size,
        .default_text = "the sequence, rounded up"});
   v.field("long_window_blocks", c.long_window_blocks,
-          {.help = "blocks of the model that have the whole window, counted from 0; the others have half of it"});
+          {.help = "blocks of the model that have the whole window, counted from 0; the others have half of it",
+           .min = 0,
+           .max = most_blocks});
   v.field("init", c.init, {.help = "how matrices and tied tables are drawn"});
   v.field("init_gain", c.init_gain, {.help = "of `fan_in`", .min = 0, .above_min = true});
   v.field("embedding_init_std", c.embedding_init_std,

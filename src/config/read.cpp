@@ -230,13 +230,16 @@ class Reader {
   // A number of a block of the model.
   std::int64_t read_block(const Json& given, std::string_view name) const {
     std::int64_t block = 0;
-    read(given, block, {.min = 0, .max = static_cast<double>(most_blocks)}, name);
+    read(given, block, {.min = 0, .max = most_blocks}, name);
     return block;
   }
-  void read(const Json& given, std::vector<std::int64_t>& value, const Info&, std::string_view name) const {
-    if (!given.is_array()) expected(name, "a list of block numbers", given);
+  void read(const Json& given, std::vector<std::int64_t>& value, const Info& info, std::string_view name) const {
+    if (!given.is_array()) expected(name, "a list of integers", given);
     value.clear();
-    for (const Json& entry : given) value.push_back(read_block(entry, name));
+    for (const Json& entry : given) {
+      value.emplace_back();
+      read(entry, value.back(), info, name);
+    }
   }
   void read(const Json& given, std::vector<Skip>& value, const Info&, std::string_view name) const {
     constexpr const char* wanted = "a list of pairs [from, to] of block numbers";

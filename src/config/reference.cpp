@@ -179,7 +179,7 @@ std::string property(const FieldEntry& entry) {
       rule = R"("anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": "^[0-9]+/[0-9]+$"}])";
       break;
     case FieldType::integers:
-      rule = R"("type": "array", "items": {"type": "integer", "minimum": 0})";
+      rule = fmt::format(R"("type": "array", "items": {{"type": "integer", "minimum": {}}})", info.min);
       break;
     case FieldType::skips:
       rule =
@@ -265,11 +265,11 @@ std::string optimizer_schema(const std::vector<GroupEntry>& groups, std::string_
 std::string config_reference_markdown() {
   std::string text(introduction);
   for (const GroupEntry& group : catalogue()) {
-    const bool role = group.path.starts_with("optimizer.");
+    const bool role = group.path.starts_with("optimizer."), nested = group.path.find('.') != std::string::npos;
     if (group.path.empty()) {
       text += "\n## The run\n\nKeys of the outermost object.\n";
     } else {
-      text += fmt::format("\n{} {}\n\n{}\n", role ? "###" : "##", group.path, group.info.intro);
+      text += fmt::format("\n{} {}\n\n{}\n", nested ? "###" : "##", group.path, group.info.intro);
     }
     if (!group.info.example.empty()) text += fmt::format("\n```json\n{}\n```\n", group.info.example);
     if (group.path == "optimizer") {
@@ -300,10 +300,15 @@ std::string config_json_schema() {
       R"("extends": {"type": "string", "description": "the config that this one is put over, relative to this file"})"};
   for (const std::string& line : properties_of(groups.front().fields)) root.push_back(line);
   for (const GroupEntry& group : groups) {
-    if (group.path.empty() || group.path.starts_with("optimizer.")) continue;
-    const std::string schema = group.path == "optimizer"
-                                   ? optimizer_schema(groups, group.info.intro)
-                                   : object_schema(properties_of(group.fields), group.info.intro, 2);
+    if (group.path.find('.') != std::string::npos || group.path.empty()) continue;
+    std::vector<std::string> properties = properties_of(group.fields);
+    for (const GroupEntry& child : groups) {
+      if (!child.path.starts_with(group.path + '.') || group.path == "optimizer") continue;
+      properties.push_back(json_string(child.path.substr(group.path.size() + 1)) + ": " +
+                           object_schema(properties_of(child.fields), child.info.intro, 4));
+    }
+    const std::string schema = group.path == "optimizer" ? optimizer_schema(groups, group.info.intro)
+                                                         : object_schema(properties, group.info.intro, 2);
     root.push_back(json_string(group.path) + ": " + schema);
   }
   const auto matrix = properties_of(entries_of(default_settings(OptimizerGroup::matrices, OptimizerKind::muon)));

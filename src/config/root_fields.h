@@ -76,6 +76,7 @@ void describe(V& v, Config& c) {
                     "the batch; optimizer state exists once, with the process that owns the parameter. Without mpirun "
                     "these keys change nothing.",
            .example = R"({"parallel": {"exchange": "factors"}})"});
+  v.group("diagnostics", c.diagnostics, {.intro = "What a run tells of itself beyond its metrics."});
 }
 
 }  // namespace polaron

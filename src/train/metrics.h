@@ -114,6 +114,8 @@ class MetricsLog {
   void write(const SampleRecord& record);
   void write(const CheckpointRecord& record);
   void write(const EndRecord& record);
+  // A line that is JSON already, with "kind" and "step".
+  void write_line(std::string line) { append(std::move(line)); }
 
   // Returns when all lines are on the disk: call it before a checkpoint is published, so that after a power failure the
   // log reaches at least as far as the checkpoint.

@@ -50,6 +50,7 @@ Trainer::Trainer(const Config& config, const TrainOptions& options, Communicator
   }
   checkpoint_.reset();
   if (session_.config.sample.every > 0) sample_prompt_ = session_.sample_prompt();
+  if (session_.config.diagnostics.spectra.every > 0) spectra_.emplace(session_);
   if (root_) open_run();
 }
 
@@ -85,6 +86,10 @@ void Trainer::open_run() {
   if (lock_.descriptor() < 0) lock_ = lock_run_directory(run_);
   metrics_ = std::make_unique<MetricsLog>(run_ / "metrics.jsonl",
                                           options_.resume ? std::optional<std::int64_t>(done_) : std::nullopt);
+  if (session_.config.diagnostics.spectra.every > 0) {
+    spectra_log_ = std::make_unique<MetricsLog>(run_ / "spectra.jsonl",
+                                                options_.resume ? std::optional<std::int64_t>(done_) : std::nullopt);
+  }
   write_file_atomically(run_ / "config.json", to_json(session_.config));
 }
 
@@ -178,10 +183,12 @@ void Trainer::after_step() {
   const bool last = done_ == config.training.steps;
   const bool evaluation = session_.validation && due(config.validation.every);
   const bool sampling = due(config.sample.every);
+  const bool spectra = due(config.diagnostics.spectra.every);
   const bool saving = (due(config.checkpoint.every) && !last) || std::exchange(checkpoint_wanted_, false);
   if (communicator_.size() > 1 && due(config.parallel.check_every)) compare_weights();
-  if (!evaluation && !sampling && !saving) return;
+  if (!evaluation && !sampling && !saving && !spectra) return;
   collect(true);
+  if (spectra) measure_spectra();
   if (evaluation) validate();
   if (sampling && root_) sample();
   if (saving) checkpoint();

@@ -15,6 +15,7 @@
 #include "train/metrics.h"
 #include "train/session.h"
 #include "train/signals.h"
+#include "train/spectra.h"
 #include "train/spikes.h"
 #include "train/step.h"
 #include "train/trainer.h"
@@ -46,6 +47,7 @@ class Trainer {
   void compare_weights();
   void validate();
   void sample();
+  void measure_spectra();
   void checkpoint();
   Exit end(const std::string& reason, Exit code);
   [[noreturn]] void stop_not_finite(const std::string& what, const std::string& details);
@@ -72,7 +74,8 @@ class Trainer {
   SpikeDetector spikes_;
   std::unique_ptr<Loader> loader_;
   Console console_;
-  std::unique_ptr<MetricsLog> metrics_;
+  std::unique_ptr<MetricsLog> metrics_, spectra_log_;
+  std::optional<Spectra> spectra_;
   std::vector<std::int32_t> sample_prompt_;  // token ids
   double gemm_rate_ = 0;
 

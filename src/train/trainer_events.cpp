@@ -115,6 +115,11 @@ std::string Trainer::newest_checkpoint() const {
                      : "There is no checkpoint yet.";
 }
 
+void Trainer::measure_spectra() {
+  console_.phase("spectra");
+  for (std::string& line : spectra_->measure(done_)) spectra_log_->write_line(std::move(line));
+}
+
 void Trainer::validate() {
   console_.phase("validation");
   session_.uploader->set_progress(static_cast<double>(done_) / static_cast<double>(session_.config.training.steps));
@@ -164,6 +169,7 @@ void Trainer::checkpoint() {
   state.loss_history = spikes_.history();
   state.config = to_json(session_.config);
   if (metrics_) metrics_->sync();
+  if (spectra_log_) spectra_log_->sync();
   session_.optimizer->complete_state(*session_.stream);
   const fs::path folder = checkpoint_folder(run_, done_);
   try {

@@ -1,0 +1,64 @@
+// Singular values of gradients and momenta during a run, and what low-rank orthogonalization makes of them: one line of
+// spectra.jsonl for each matrix (docs/formats.md).
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "train/session.h"
+
+namespace polaron {
+
+// One matrix at one step. Norms and shares are of its singular values s_1 >= s_2 >= ...
+struct SpectrumRecord {
+  std::int64_t step = 0;
+  std::string matrix;  // "blocks.3.attention.qkv.weight.q"
+  std::string of;      // "gradient" or "momentum"
+  std::int64_t rows = 0, cols = 0;
+  std::vector<double> singular_values;
+  double stable_rank = 0;    // sum s^2 / s_1^2
+  std::int64_t rank_90 = 0;  // fewest values that hold 90 % of the nuclear norm
+  // For ranks below the smaller side: ||Q^T M||_* / ||M||_*, with Q from the sketch that the run's settings give. It is
+  // <M, M_O> / ||M||_* for the low-rank orthogonalization M_O of M (docs/design.md).
+  std::map<std::int64_t, double> captured;
+  // Of what the run's orthogonalizer makes of the momentum, with k singular values that should be 1: the root mean
+  // square of s^2 - 1. Negative: not measured.
+  double orthogonality_error = -1;
+};
+std::string to_json_line(const SpectrumRecord& record);
+
+class Spectra {
+ public:
+  // The matrices whose names match the config's pattern; without one, those of the middle block. Throws
+  // Error(Exit::usage) where none does. The session must outlive the object.
+  explicit Spectra(Session& session);
+
+  // After the update number `step`, while its gradients are still there. Waits for the stream. Each process measures
+  // what it owns. The lines of all processes on process 0, nothing on the others. Collective.
+  std::vector<std::string> measure(std::int64_t step);
+
+  std::size_t count() const { return chosen_.size(); }
+
+ private:
+  struct Chosen {
+    std::string name;
+    std::int64_t rows, cols, stride;
+    std::int64_t offset;                // of its first element in the flat buffers
+    const OptimizerSettings* settings;  // of its optimizer
+    std::int64_t rank;                  // that it is orthogonalized at; 0: in full, or not at all
+    const float* momentum;              // null: it has none here
+    std::uint32_t key;
+  };
+  std::vector<float> download(const float* data, const Chosen& matrix, std::int64_t stride);
+  SpectrumRecord measure(const Chosen& matrix, std::int64_t step, const char* of, const std::vector<float>& values);
+  // The singular values of Q^T M, at most `rank` of them; those of the orthogonalized momentum where `orthogonalize`.
+  std::vector<double> projected(const Chosen& matrix, std::int64_t step, std::int64_t rank, bool orthogonalize,
+                                const std::vector<float>& wide);
+
+  Session& session_;
+  std::vector<Chosen> chosen_;
+};
+
+}  // namespace polaron
