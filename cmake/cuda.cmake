@@ -75,7 +75,8 @@ add_library(polaron_cuda MODULE ${POLARON_CUDA_SOURCES})
 set_target_properties(polaron_cuda PROPERTIES PREFIX lib LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}
                                               CUDA_RUNTIME_LIBRARY Static)
 target_include_directories(polaron_cuda PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_SOURCE_DIR}/src)
-target_compile_definitions(polaron_cuda PRIVATE POLARON_INTERFACE_HASH="${POLARON_INTERFACE_HASH}")
+target_compile_definitions(polaron_cuda PRIVATE POLARON_INTERFACE_HASH="${POLARON_INTERFACE_HASH}"
+                                                POLARON_CUDA_LIBRARY_DIR="${CUDAToolkit_LIBRARY_DIR}")
 # Nothing but the entry is for others, and our calls of the runtime are for our copy of it.
 target_link_options(polaron_cuda PRIVATE -Wl,--exclude-libs,ALL -Wl,-Bsymbolic)
 # Constexpr functions of the standard library may run on the device; lineinfo costs nothing and lets profilers name lines.

@@ -30,6 +30,7 @@ struct CUstream_st {
 struct CUevent_st {
   CUstream_st* stream = nullptr;  // null: never recorded
   std::uint64_t target = 0;       // how much of the stream's work the recorded point comes after
+  std::shared_ptr<double> time;   // the clock when the point was reached; null where the event keeps none
 };
 
 namespace polaron::cuda::emulation {
@@ -45,6 +46,7 @@ struct Runtime {
   std::map<const void*, std::size_t> shared_limits;
   std::vector<std::unique_ptr<CUstream_st>> streams;
   CUstream_st default_stream;
+  double clock = 0.0;  // milliseconds
   cudaError_t last = cudaSuccess;
 };
 
@@ -102,6 +104,7 @@ cudaError_t release(void* data, std::map<void*, std::size_t>& memory) {
 
 FakeDevice& fake_device() { return runtime().device; }
 void fail_next(const std::string& function, cudaError_t error) { runtime().failures[function] = error; }
+void advance_clock(float milliseconds) { runtime().clock += static_cast<double>(milliseconds); }
 std::size_t device_bytes() { return total(runtime().device_memory); }
 std::size_t pinned_bytes() { return total(runtime().pinned_memory); }
 
@@ -213,9 +216,10 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   return cudaSuccess;
 }
 
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
   if (const cudaError_t error = begin("cudaEventCreateWithFlags"); error != cudaSuccess) return error;
   *event = new CUevent_st;
+  if ((flags & cudaEventDisableTiming) == 0) (*event)->time = std::make_shared<double>(0.0);
   return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
@@ -224,8 +228,18 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   if (const cudaError_t error = begin("cudaEventRecord"); error != cudaSuccess) return error;
+  if (event->time) enqueue(stream, [time = event->time] { *time = runtime().clock; });
   event->stream = &stream_of(stream);
   event->target = stream_of(stream).queued;
+  return cudaSuccess;
+}
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t stop) {
+  if (const cudaError_t error = begin("cudaEventElapsedTime"); error != cudaSuccess) return error;
+  for (const CUevent_st* event : {start, stop}) {
+    if (!event->time || event->stream == nullptr) return result(cudaErrorInvalidResourceHandle);
+    if (event->stream->done < event->target) return result(cudaErrorNotReady);
+  }
+  *milliseconds = static_cast<float>(*stop->time - *start->time);
   return cudaSuccess;
 }
 // A stream that is asked moves on a little, as time would make it.

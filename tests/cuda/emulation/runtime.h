@@ -21,6 +21,9 @@ FakeDevice& fake_device();
 // The next call of this function ("cudaMalloc", say) does nothing but return the error.
 void fail_next(const std::string& function, cudaError_t error);
 
+// Lets time pass on the device, as events that keep time see it.
+void advance_clock(float milliseconds);
+
 // Bytes of device and pinned memory that are allocated now.
 std::size_t device_bytes();
 std::size_t pinned_bytes();

@@ -1,0 +1,220 @@
+#include "cuda/gemm.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <map>
+
+#include "cuda/gemm_library.h"
+
+namespace polaron::cuda {
+namespace {
+
+constexpr int kTimedRuns = 4;      // of each; the fastest counts
+constexpr float kClearly = 0.97F;  // a later one must be that much faster than an earlier one: less may be noise
+
+class TimedEvent {
+ public:
+  TimedEvent() { check(cudaEventCreateWithFlags(&handle_, cudaEventDefault), "cudaEventCreateWithFlags"); }
+  TimedEvent(const TimedEvent&) = delete;
+  TimedEvent& operator=(const TimedEvent&) = delete;
+  ~TimedEvent() { cudaEventDestroy(handle_); }
+  void record(cudaStream_t stream) { check(cudaEventRecord(handle_, stream), "cudaEventRecord"); }
+  float milliseconds_since(const TimedEvent& start) {
+    check(cudaEventSynchronize(handle_), "cudaEventSynchronize");
+    float milliseconds = 0.0F;
+    check(cudaEventElapsedTime(&milliseconds, start.handle_, handle_), "cudaEventElapsedTime");
+    return milliseconds;
+  }
+
+ private:
+  cudaEvent_t handle_ = nullptr;
+};
+
+// What plans() writes: a header, then the choices.
+struct Header {
+  std::array<char, 8> magic{'p', 'l', 'n', 'g', 'e', 'm', 'm', '1'};
+  std::uint64_t library_version = 0;
+  std::array<char, 64> device{};
+  std::uint64_t count = 0;
+};
+struct Choice {
+  GemmKind kind;
+  GemmAlgorithm algorithm;
+};
+
+struct Plan {
+  GemmDescription description;
+  GemmAlgorithm algorithm;
+};
+
+}  // namespace
+
+class Gemm::Implementation {
+ public:
+  explicit Implementation(Device& device) : device_(device) {
+    header_.library_version = library_.version();
+    std::strncpy(header_.device.data(), device.info().name.c_str(), header_.device.size() - 1);
+  }
+
+  void run(Stream& stream, const GemmCall& call) {
+    require_sound(call);
+    if (workspace_.data() == nullptr) workspace_ = DeviceBuffer(device_, kWorkspaceBytes);
+    const GemmKind kind = kind_of(call);
+    auto found = plans_.find(kind);
+    if (found == plans_.end()) {
+      found = plans_.emplace(kind, make_plan(stream, call, kind)).first;
+    } else {
+      library_.set_addresses(found->second.description, call);
+    }
+    const Plan& plan = found->second;
+    library_.check(queue(stream, call, plan.description, plan.algorithm, call.c), "cublasLtMatmul", &call);
+  }
+
+  bool supports(const GemmCall& call) {
+    require_sound(call);
+    const GemmKind kind = kind_of(call);
+    if (const auto known = supported_.find(kind); known != supported_.end()) return known->second;
+    cublasStatus_t status{};
+    const bool any = !library_.algorithms(library_.describe(call), call, kWorkspaceBytes, status).empty();
+    supported_.emplace(kind, any);
+    return any;
+  }
+
+  std::vector<std::byte> plans() const {
+    Header header = header_;
+    header.count = choices_.size();
+    std::vector<std::byte> bytes(sizeof(Header) + choices_.size() * sizeof(Choice));
+    std::memcpy(bytes.data(), &header, sizeof(Header));
+    std::size_t at = sizeof(Header);
+    for (const auto& [kind, algorithm] : choices_) {
+      const Choice choice{kind, algorithm};
+      std::memcpy(bytes.data() + at, &choice, sizeof(Choice));
+      at += sizeof(Choice);
+    }
+    return bytes;
+  }
+
+  bool set_plans(std::span<const std::byte> bytes) {
+    Header header;
+    if (bytes.size() >= sizeof(Header)) std::memcpy(&header, bytes.data(), sizeof(Header));
+    if (bytes.size() < sizeof(Header) || header.magic != header_.magic ||
+        bytes.size() - sizeof(Header) != header.count * sizeof(Choice)) {
+      throw Error(Exit::data, "The stored choices of GEMM algorithms (" + std::to_string(bytes.size()) +
+                                  " bytes) are damaged or of another version of polaron. Remove them: the choices are "
+                                  "made again.");
+    }
+    if (header.library_version != header_.library_version || header.device != header_.device) return false;
+    for (std::size_t at = sizeof(Header); at < bytes.size(); at += sizeof(Choice)) {
+      Choice choice;
+      std::memcpy(&choice, bytes.data() + at, sizeof(Choice));
+      choices_.insert_or_assign(choice.kind, choice.algorithm);
+    }
+    plans_.clear();
+    return true;
+  }
+
+  void set_timing(bool on) { timing_ = on; }
+  std::size_t kinds() const { return plans_.size(); }
+
+ private:
+  Plan make_plan(Stream& stream, const GemmCall& call, const GemmKind& kind) {
+    GemmDescription description = library_.describe(call);
+    const auto chosen = choices_.find(kind);
+    if (chosen != choices_.end()) {
+      if (library_.can_run(description, chosen->second)) return {std::move(description), chosen->second};
+      choices_.erase(chosen);  // then it was not made for this device
+    }
+    cublasStatus_t status{};
+    const std::vector<GemmAlgorithm> offered = library_.algorithms(description, call, kWorkspaceBytes, status);
+    library_.check(status, "cublasLtMatmulAlgoGetHeuristic", &call);
+    if (offered.empty()) library_.check(CUBLAS_STATUS_NOT_SUPPORTED, "cublasLtMatmulAlgoGetHeuristic", &call);
+    const bool choice = timing_ && offered.size() > 1;
+    const GemmAlgorithm algorithm = choice ? fastest(stream, call, description, offered) : offered.front();
+    choices_.emplace(kind, algorithm);
+    return {std::move(description), algorithm};
+  }
+
+  // The algorithm that took the least time. A result that the call adds to is left alone: its runs go to memory of
+  // their own. Otherwise they leave there what the call itself overwrites.
+  GemmAlgorithm fastest(Stream& stream, const GemmCall& call, const GemmDescription& description,
+                        const std::vector<GemmAlgorithm>& offered) {
+    DeviceBuffer own;
+    void* result = call.c;
+    if (reads_c(call)) {
+      const std::int64_t elements = (call.batch - 1) * call.c_batch_stride + (call.m - 1) * call.c_stride + call.n;
+      try {
+        own = DeviceBuffer(device_, static_cast<std::size_t>(elements) * size_of(call.c_dtype));
+      } catch (const Error&) {
+        return offered.front();  // no room: the library's favourite
+      }
+      result = own.data();
+    }
+    TimedEvent start, stop;
+    const GemmAlgorithm* best = nullptr;
+    float least = 0.0F;
+    for (const GemmAlgorithm& algorithm : offered) {
+      // The first run, which loads the kernel, does not count. Some that are offered cannot run: they are left out.
+      if (queue(stream, call, description, algorithm, result) != CUBLAS_STATUS_SUCCESS) continue;
+      float milliseconds = 0.0F;
+      for (int run = 0; run < kTimedRuns; ++run) {
+        start.record(handle_of(stream));
+        library_.check(queue(stream, call, description, algorithm, result), "cublasLtMatmul", &call);
+        stop.record(handle_of(stream));
+        const float taken = stop.milliseconds_since(start);
+        milliseconds = run == 0 ? taken : std::min(milliseconds, taken);
+      }
+      if (best == nullptr || milliseconds < kClearly * least) {
+        best = &algorithm;
+        least = milliseconds;
+      }
+    }
+    return best == nullptr ? offered.front() : *best;
+  }
+
+  cublasStatus_t queue(Stream& stream, const GemmCall& call, const GemmDescription& description,
+                       const GemmAlgorithm& algorithm, void* result) {
+    const float *alpha = &call.alpha, *beta = &call.beta;
+    if (has_device_scalars(call)) {
+      alpha = call.device_alpha != nullptr ? call.device_alpha : constant(stream, call.alpha);
+      beta = call.device_beta != nullptr ? call.device_beta : constant(stream, call.beta);
+    }
+    return library_.queue(description, call, algorithm,
+                          {alpha, beta, result, workspace_.data(), kWorkspaceBytes, handle_of(stream)});
+  }
+
+  // 0 or 1 in device memory.
+  const float* constant(Stream& stream, float value) {
+    if (constants_.data() == nullptr) {
+      constants_ = DeviceBuffer(device_, 2 * sizeof(float));
+      const std::array<float, 2> values{0.0F, 1.0F};
+      device_.upload(stream, constants_.data(), values.data(), sizeof(values));
+      stream.synchronize();
+    }
+    return constants_.as<float>() + (value == 0.0F ? 0 : 1);
+  }
+
+  Device& device_;
+  GemmLibrary library_;
+  Header header_;
+  DeviceBuffer workspace_, constants_;
+  bool timing_ = true;
+  std::map<GemmKind, Plan> plans_;
+  std::map<GemmKind, GemmAlgorithm> choices_;
+  std::map<GemmKind, bool> supported_;
+};
+
+Gemm::Gemm(Device& device) : implementation_(std::make_unique<Implementation>(device)) {}
+Gemm::~Gemm() = default;
+
+void Gemm::operator()(Stream& stream, const GemmCall& call) {
+  if (call.m <= 0 || call.n <= 0 || call.batch <= 0) return;
+  implementation_->run(stream, call);
+}
+bool Gemm::supports(const GemmCall& call) { return implementation_->supports(call); }
+void Gemm::set_timing(bool on) { implementation_->set_timing(on); }
+std::vector<std::byte> Gemm::plans() const { return implementation_->plans(); }
+bool Gemm::set_plans(std::span<const std::byte> plans) { return implementation_->set_plans(plans); }
+std::size_t Gemm::kinds() const { return implementation_->kinds(); }
+
+}  // namespace polaron::cuda
