@@ -4,6 +4,7 @@
 
 #include "cuda/device.h"
 #include "cuda/families.h"
+#include "cuda/gemm.h"
 
 namespace polaron::cuda {
 namespace {
@@ -12,8 +13,10 @@ class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(int index)
       : device_(make_device(index)),
+        gemm_(*device_),
         embedding_(make_embedding_ops(*device_)),
         norm_(make_norm_ops(*device_)),
+        linear_(make_linear_ops(*device_, gemm_)),
         mix_(make_mix_ops(*device_)),
         loss_(make_loss_ops(*device_)),
         elementwise_(make_elementwise_ops(*device_)) {}
@@ -21,7 +24,7 @@ class CudaBackend final : public Backend {
   Device& device() override { return *device_; }
   EmbeddingOps& embedding() override { return *embedding_; }
   NormOps& norm() override { return *norm_; }
-  LinearOps& linear() override { refuse(); }
+  LinearOps& linear() override { return *linear_; }
   MixOps& mix() override { return *mix_; }
   AttentionOps& attention() override { refuse(); }
   LossOps& loss() override { return *loss_; }
@@ -34,8 +37,10 @@ class CudaBackend final : public Backend {
   }
 
   std::unique_ptr<Device> device_;  // first: the families' memory is its
+  Gemm gemm_;
   std::unique_ptr<EmbeddingOps> embedding_;
   std::unique_ptr<NormOps> norm_;
+  std::unique_ptr<LinearOps> linear_;
   std::unique_ptr<MixOps> mix_;
   std::unique_ptr<LossOps> loss_;
   std::unique_ptr<ElementwiseOps> elementwise_;
@@ -45,6 +50,6 @@ class CudaBackend final : public Backend {
 
 std::unique_ptr<Backend> make_backend(int index) { return std::make_unique<CudaBackend>(index); }
 
-const char* missing_families() { return "linear layers, attention and matrix optimizers"; }
+const char* missing_families() { return "attention and matrix optimizers"; }
 
 }  // namespace polaron::cuda

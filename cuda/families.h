@@ -5,11 +5,16 @@
 #include <memory>
 
 #include "backend/backend.h"
+#include "cuda/gemm.h"
 
 namespace polaron::cuda {
 
 std::unique_ptr<EmbeddingOps> make_embedding_ops(Device& device);
 std::unique_ptr<NormOps> make_norm_ops(Device& device);
+// gemm outlives the ops. chunk_bytes: scratch for gradients of activations that are found in place, a part that fits
+// into the device's cache.
+std::unique_ptr<LinearOps> make_linear_ops(Device& device, Gemm& gemm,
+                                           std::int64_t chunk_bytes = std::int64_t{32} << 20U);
 std::unique_ptr<MixOps> make_mix_ops(Device& device);
 std::unique_ptr<LossOps> make_loss_ops(Device& device);
 std::unique_ptr<ElementwiseOps> make_elementwise_ops(Device& device);
