@@ -7,7 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "cuda/cublaslt.h"
 #include "emulation/cublaslt.h"
 #include "emulation/runtime.h"
 #include "machine.h"
@@ -272,7 +271,7 @@ TEST_F(CudaGemm, plans_carry_the_choices_to_another_object) {
   EXPECT_EQ(fake_cublaslt().ran.back(), cuda::emulation::kSplit);
 }
 
-TEST_F(CudaGemm, plans_of_another_library_are_declined_and_damaged_ones_refused) {
+TEST_F(CudaGemm, plans_of_another_library_or_device_are_declined_and_damaged_ones_refused) {
   const Array a(machine, Matrix::random(8, 8, 1)), c(machine, Matrix(8, 8));
   run(call_of(a, false, a, false, c));
   std::vector<std::byte> plans = gemm.plans();
@@ -281,6 +280,11 @@ TEST_F(CudaGemm, plans_of_another_library_are_declined_and_damaged_ones_refused)
   EXPECT_FALSE(newer.set_plans(plans));
   newer(machine.stream(), call_of(a, false, a, false, c));  // plans for itself
   EXPECT_FALSE(gemm.set_plans(newer.plans()));
+  fake_cublaslt().version -= 1;
+  cuda::emulation::fake_device().name = "another device";
+  const Machine elsewhere{cuda::emulation::Options{}};
+  cuda::emulation::fake_device() = {};
+  EXPECT_FALSE(Gemm(elsewhere.device()).set_plans(plans));
 
   const auto refused = [&](const std::vector<std::byte>& bytes) {
     try {
@@ -396,14 +400,6 @@ TEST_F(CudaGemm, refuses_calls_that_make_no_sense) {
   nothing.m = 0;
   run(nothing);
   EXPECT_EQ(gemm.kinds(), 0U);
-}
-
-TEST(CublasLt, that_cannot_be_loaded_is_named_with_the_loaders_reason) {
-  const std::string message = message_of([] { cuda::open_cublaslt("libnowhere.so.13"); });
-  EXPECT_NE(message.find("libnowhere.so.13"), std::string::npos) << message;
-  EXPECT_NE(message.find("--device cpu"), std::string::npos) << message;
-  const std::string lacking = message_of([] { cuda::open_cublaslt(POLARON_LIBRARY_WITHOUT_ENTRY); });
-  EXPECT_NE(lacking.find("lacks the function cublasLtCreate"), std::string::npos) << lacking;
 }
 
 }  // namespace

@@ -139,7 +139,7 @@ cudaError_t cudaSetDevice(int device) {
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   if (const cudaError_t error = begin("cudaGetDeviceProperties"); error != cudaSuccess) return error;
   *properties = cudaDeviceProp{};
-  std::strncpy(properties->name, "emulated device", sizeof(properties->name) - 1);
+  std::strncpy(properties->name, fake_device().name.c_str(), sizeof(properties->name) - 1);
   properties->major = fake_device().major;
   properties->minor = fake_device().minor;
   properties->totalGlobalMem = fake_device().memory;

@@ -15,6 +15,7 @@ struct FakeDevice {
   int count = 1;  // devices; 0: none
   int major = 9, minor = 0;
   std::size_t memory = std::size_t{4} << 30U;
+  std::string name = "emulated device";
 };
 FakeDevice& fake_device();
 
