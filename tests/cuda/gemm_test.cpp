@@ -300,6 +300,31 @@ TEST_F(CudaGemm, plans_of_another_library_or_device_are_declined_and_damaged_one
   EXPECT_TRUE(gemm.set_plans(plans));
 }
 
+TEST_F(CudaGemm, an_algorithm_that_is_offered_but_cannot_run_is_passed_over) {
+  const Matrix a = Matrix::random(8, 64, 1), b = Matrix::random(64, 8, 2);
+  const Array left(machine, a), right(machine, b), c(machine, Matrix(8, 8));
+  fake_cublaslt().milliseconds = {1.0F, 2.0F, 3.0F, 1.0F};
+  fake_cublaslt().failing_function = "cublasLtMatmul";
+  fake_cublaslt().failure = CUBLAS_STATUS_NOT_SUPPORTED;
+  run(call_of(left, false, right, false, c));
+  expect_close(c.values(), product(a, false, b, false), kTolerance, "product", 8);
+  EXPECT_EQ(fake_cublaslt().ran.back(), cuda::emulation::kFewLanes);
+}
+
+TEST_F(CudaGemm, a_stored_choice_that_cannot_run_is_made_again) {
+  const Matrix a = Matrix::random(8, 64, 1), b = Matrix::random(64, 8, 2);
+  const Array left(machine, a), right(machine, b), c(machine, Matrix(8, 8));
+  run(call_of(left, false, right, false, c));
+  std::vector<std::byte> plans = gemm.plans();
+  // Behind the last choice's kind stands its algorithm, which begins with the version it is of.
+  plans[plans.size() - sizeof(cublasLtMatmulAlgo_t)] ^= std::byte{0xFF};
+  Gemm other(machine.device());
+  ASSERT_TRUE(other.set_plans(plans));
+  other(machine.stream(), call_of(left, false, right, false, c));
+  expect_close(c.values(), product(a, false, b, false), kTolerance, "product", 8);
+  EXPECT_EQ(other.plans(), gemm.plans());
+}
+
 TEST_F(CudaGemm, epilogues_add_bias_apply_gelu_and_its_derivative) {
   for (const DType type : {DType::f32, DType::bf16}) {
     const Matrix a = rounded_to(type, Matrix::random(5, 16, 1, 0.3)), b = rounded_to(type, Matrix::random(16, 24, 2));
