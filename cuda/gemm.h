@@ -64,7 +64,7 @@ struct GemmCall {
   void* aux = nullptr;
   std::int64_t aux_stride = 0;
 
-  bool tf32 = false;  // f32 operands may be rounded to tf32
+  bool tf32 = false;  // operands of f32 may be rounded to tf32; changes nothing for bf16
 };
 
 // Serves one stream at a time (there is one workspace). Copying descriptors and choosing algorithms happens at the

@@ -45,6 +45,8 @@ bool has_bias(GemmEpilogue epilogue) {
 }
 bool has_aux(GemmEpilogue epilogue) { return epilogue != GemmEpilogue::none && epilogue != GemmEpilogue::bias; }
 
+bool rounds_to_tf32(const GemmCall& call) { return call.tf32 && call.a.dtype == DType::f32; }
+
 std::int64_t alignment(const void* data) {
   const auto address = reinterpret_cast<std::uintptr_t>(data);
   std::size_t bytes = kMostAlignment;
@@ -123,7 +125,7 @@ GemmKind kind_of(const GemmCall& call) {
   kind[kEpilogue] = static_cast<std::int64_t>(call.epilogue);
   kind[kReadsC] = reads_c(call) ? 1 : 0;
   kind[kDeviceScalars] = has_device_scalars(call) ? 1 : 0;
-  kind[kTf32] = call.tf32 ? 1 : 0;
+  kind[kTf32] = rounds_to_tf32(call) ? 1 : 0;
   return kind;
 }
 
@@ -179,8 +181,9 @@ void GemmLibrary::check(cublasStatus_t status, const char* function, const GemmC
 // there: b comes first, and neither is transposed unless the call says so.
 GemmDescription GemmLibrary::describe(const GemmCall& call) const {
   cublasLtMatmulDesc_t operation = nullptr;
-  check(lt_.create_desc(&operation, call.tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F),
-        "cublasLtMatmulDescCreate");
+  check(
+      lt_.create_desc(&operation, rounds_to_tf32(call) ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F),
+      "cublasLtMatmulDescCreate");
   GemmDescription description;
   description.operation = {operation, DestroyCublasLt{&lt_}};
   const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {

@@ -173,6 +173,24 @@ TEST_F(CudaGemm, plans_a_kind_of_call_once_and_tells_kinds_apart) {
   }
 }
 
+TEST_F(CudaGemm, tf32_is_for_operands_of_fp32_and_only_when_asked_for) {
+  constexpr double kTf32 = 1.0 / 2048.0;  // half a unit in the last of 11 bits
+  for (const DType type : kActivationTypes) {
+    const Matrix values = rounded_to(type, Matrix::random(8, 8, 1));
+    const Array a(machine, values, type), c(machine, Matrix(8, 8));
+    GemmCall call = call_of(a, false, a, false, c);
+    run(call);
+    const std::size_t kinds = gemm.kinds();
+    const std::vector<std::byte> full = c.bits();
+    expect_close(c.values(), product(values, false, values, false), kTolerance, "product", 8);
+    call.tf32 = true;
+    run(call);
+    EXPECT_EQ(gemm.kinds(), kinds + (type == DType::f32 ? 1 : 0));
+    EXPECT_EQ(c.bits() != full, type == DType::f32);
+    expect_close(c.values(), product(values, false, values, false), 4.0 * kTf32, "product in tf32", 8);
+  }
+}
+
 TEST_F(CudaGemm, takes_the_fastest_algorithm_and_its_bits) {
   const Matrix a = Matrix::random(8, 200, 1), b = Matrix::random(200, 8, 2);
   const Array left(machine, a), right(machine, b);

@@ -1,5 +1,6 @@
 #include "emulation/cublaslt.h"
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -88,9 +89,13 @@ struct Operand {
   cudaDataType_t type;
   std::int64_t rows, cols, ld, batch_stride;
   bool transposed;
+  bool to_tf32 = false;  // whether elements are rounded
   float at(std::int64_t batch, std::int64_t row, std::int64_t col) const {
     const std::int64_t i = batch * batch_stride + (transposed ? col + row * ld : row + col * ld);
-    if (type == CUDA_R_32F) return static_cast<const float*>(data)[i];
+    if (type == CUDA_R_32F) {
+      const float value = static_cast<const float*>(data)[i];
+      return to_tf32 ? std::bit_cast<float>((std::bit_cast<std::uint32_t>(value) + 0x1000U) & ~0x1fffU) : value;
+    }
     return polaron::to_float(static_cast<const polaron::bf16*>(data)[i]);
   }
 };
@@ -436,6 +441,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
             on_device ? second : nullptr,
             on_device ? 0.0F : *first,
             on_device ? 0.0F : *second};
+  work.a.to_tf32 = work.b.to_tf32 = p.desc.compute == CUBLAS_COMPUTE_32F_FAST_TF32;
   enqueue(stream, work);
   return CUBLAS_STATUS_SUCCESS;
 }
