@@ -139,6 +139,8 @@ class CudaDevice final : public Device {
  public:
   explicit CudaDevice(const cudaDeviceProp& properties) : properties_(properties) {}
 
+  int architecture() const { return 10 * properties_.major + properties_.minor; }
+
   DeviceInfo info() const override {
     std::size_t free = 0, total = 0;
     check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
@@ -222,6 +224,8 @@ void check(cudaError_t error, const char* call) {
   throw Error(Exit::device, std::string("CUDA: ") + call + " failed: " + cudaGetErrorString(error) + " (" +
                                 cudaGetErrorName(error) + "). " + remedy_for(error));
 }
+
+int architecture_of(const Device& device) { return static_cast<const CudaDevice&>(device).architecture(); }
 
 cudaStream_t handle_of(Stream& stream) { return static_cast<CudaStream&>(stream).handle(); }
 

@@ -12,6 +12,9 @@ namespace polaron::cuda {
 // used: no driver, no device, an architecture before sm_80, in use by another process.
 std::unique_ptr<Device> make_device(int index);
 
+// 10 times the major plus the minor compute capability of a CUDA device: 90 for sm_90.
+int architecture_of(const Device& device);
+
 // The runtime's handle of a stream that a CUDA device made.
 cudaStream_t handle_of(Stream& stream);
 

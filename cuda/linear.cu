@@ -103,10 +103,19 @@ GemmCall input_gradient(const Tensor& d_out, const Tensor& weight, const Tensor&
   return product(GemmMatrix(d_out), GemmMatrix(weight), weight.rows, d_x);
 }
 
+// Where the library's kernels really have GELU in their epilogue. Elsewhere it is reported to be slower there than in a
+// kernel of its own: sm_80 and sm_89 by llm.c, sm_120 by sglang.
+bool has_fast_gelu(int architecture) { return architecture >= 90 && architecture < 120; }
+
 class CudaLinearOps final : public LinearOps {
  public:
   CudaLinearOps(Device& device, Gemm& gemm, std::int64_t chunk_bytes)
-      : gemm_(gemm), chunk_bytes_(chunk_bytes), bias_(device), sums_(device), chunk_(device) {}
+      : gemm_(gemm),
+        has_fast_gelu_(has_fast_gelu(architecture_of(device))),
+        chunk_bytes_(chunk_bytes),
+        bias_(device),
+        sums_(device),
+        chunk_(device) {}
 
   void forward(Stream& stream, const Tensor& x, const Tensor& weight, const Tensor& bias, Activation activation,
                const Tensor& out, const Tensor& activated) override {
@@ -114,7 +123,7 @@ class CudaLinearOps final : public LinearOps {
     GemmCall call = product(GemmMatrix(x), GemmMatrix(weight, true), x.cols, out);
     if (out.rows == 0) return;
     if (bias) call.bias = as_type_of(stream, bias, out);
-    if (activation == Activation::gelu_tanh && can_be_aux(out)) {
+    if (fuses_gelu(activation, out)) {
       GemmCall fused = call;
       fused.epilogue = bias ? GemmEpilogue::gelu_aux_bias : GemmEpilogue::gelu_aux;
       fused.c = activated.data;
@@ -152,7 +161,7 @@ class CudaLinearOps final : public LinearOps {
       return through(stream, d_out, weight, activation, pre, d_pre, scratch);
     }
     if (in_place) return in_chunks(stream, d_out, weight, activation, pre);
-    if (activation == Activation::gelu_tanh && can_be_aux(pre)) {
+    if (fuses_gelu(activation, pre)) {
       GemmCall fused = input_gradient(d_out, weight, d_pre);
       fused.epilogue = GemmEpilogue::dgelu;
       fused.aux = pre.data;
@@ -176,8 +185,11 @@ class CudaLinearOps final : public LinearOps {
   }
 
  private:
-  // What the library asks of the matrix that GELU's epilogues keep or read the pre-activation in.
-  static bool can_be_aux(const Tensor& pre) { return pre.stride % 8 == 0; }
+  // Whether GELU goes into the epilogue: the library asks that of the matrix in which it keeps or reads the
+  // pre-activation.
+  bool fuses_gelu(Activation activation, const Tensor& pre) const {
+    return has_fast_gelu_ && activation == Activation::gelu_tanh && pre.stride % 8 == 0;
+  }
 
   // bias [1, width] rounded to the type of `like`, as the library adds it.
   const void* as_type_of(Stream& stream, const Tensor& bias, const Tensor& like) {
@@ -240,6 +252,7 @@ class CudaLinearOps final : public LinearOps {
   }
 
   Gemm& gemm_;
+  bool has_fast_gelu_;
   std::int64_t chunk_bytes_;
   Scratch bias_, sums_, chunk_;
 };

@@ -1,10 +1,12 @@
 // Linear layers against double precision. Where a result of bf16 is one sum, rounded, it is half a unit in the last
 // place off; what passes through memory in between (the gradient of activated values, on CUDA) is rounded twice.
+#include <array>
 #include <cmath>
 #include <stdexcept>
 
 #include "cuda/families.h"
 #include "emulation/cublaslt.h"
+#include "emulation/runtime.h"
 #include "family.h"
 #include "ops/activation_reference.h"
 
@@ -271,11 +273,14 @@ TEST_F(CudaLinear, gives_the_same_bits_for_every_order_of_threads) {
   }
 }
 
-TEST_F(CudaLinear, gives_the_same_whether_the_library_has_the_epilogues_or_not) {
+// The library may lack the epilogues, and before sm_90 those of GELU are not asked for.
+TEST_F(CudaLinear, gives_the_same_with_and_without_the_librarys_epilogues) {
   for (const DType type : {DType::f32, DType::bf16}) {
-    const auto run = [&](bool epilogues) {
+    const auto run = [&](bool epilogues, int major) {
       cuda::emulation::fake_cublaslt().epilogues = epilogues;
+      cuda::emulation::fake_device().major = major;
       const Machine machine{cuda::emulation::Options{}};
+      cuda::emulation::fake_device() = {};
       const Array x(machine, random_of(type, 9, 16, 1), type), w(machine, random_of(type, 24, 16, 2), type);
       const Array bias(machine, Matrix::random(1, 24, 3)), out(machine, Matrix(9, 24), type);
       const Array activated(machine, Matrix(9, 24), type), d_pre(machine, Matrix(9, 16), type);
@@ -284,10 +289,27 @@ TEST_F(CudaLinear, gives_the_same_whether_the_library_has_the_epilogues_or_not) 
       ops.backward_input_activation(machine.stream(), out, w, Activation::gelu_tanh, x, d_pre, {});
       return std::array{out.values(), activated.values(), d_pre.values()};
     };
-    const auto with = run(true), without = run(false);
-    for (std::size_t i = 0; i < with.size(); ++i) {
-      expect_close(without[i], with[i], tolerance(type, 1e-6), "result " + std::to_string(i), 8, 0.0, type);
+    const auto fused = run(true, 9);
+    for (const auto& other : {run(false, 9), run(true, 8), run(false, 8)}) {
+      for (std::size_t i = 0; i < fused.size(); ++i) {
+        expect_close(other[i], fused[i], tolerance(type, 1e-6), "result " + std::to_string(i), 8, 0.0, type);
+      }
     }
+  }
+}
+
+TEST_F(CudaLinear, asks_for_the_epilogue_of_gelu_only_where_it_is_fast) {
+  for (const int major : {8, 9, 10, 12}) {
+    cuda::emulation::fake_device().major = major;
+    const Machine machine{cuda::emulation::Options{}};
+    cuda::emulation::fake_device() = {};
+    const Array x(machine, random_of(DType::f32, 8, 16, 1)), w(machine, random_of(DType::f32, 24, 16, 2));
+    const Array out(machine, Matrix(8, 24)), activated(machine, Matrix(8, 24));
+    machine.ops().linear().forward(machine.stream(), x, w, {}, Activation::gelu_tanh, out, activated);
+    machine.stream().synchronize();
+    EXPECT_EQ(cuda::emulation::fake_cublaslt().last_epilogue,
+              static_cast<unsigned>(major == 8 || major == 12 ? CUBLASLT_EPILOGUE_DEFAULT : CUBLASLT_EPILOGUE_GELU_AUX))
+        << major;
   }
 }
 

@@ -238,6 +238,7 @@ struct Work {
     }
     FakeCublasLt& fake = fake_cublaslt();
     fake.ran.push_back(static_cast<int>(algorithm));
+    fake.last_epilogue = epilogue;
     advance_clock(fake.milliseconds[algorithm]);
   }
 

@@ -27,9 +27,10 @@ enum FakeAlgorithm : int {
 struct FakeCublasLt {
   std::array<float, kFakeAlgorithms> milliseconds{2.0F, 2.0F, 2.0F, 1.0F};  // on the device's clock
   std::size_t version = 130100;
-  bool epilogues = true;  // whether any epilogue is supported
-  int heuristics = 0;     // calls of cublasLtMatmulAlgoGetHeuristic
-  std::vector<int> ran;   // the algorithm of each product that ran
+  bool epilogues = true;       // whether any epilogue is supported
+  int heuristics = 0;          // calls of cublasLtMatmulAlgoGetHeuristic
+  std::vector<int> ran;        // the algorithm of each product that ran
+  unsigned last_epilogue = 0;  // of the product that ran last
   // The next call of this function ("cublasLtMatmul", say) does nothing but return the status.
   std::string failing_function;
   cublasStatus_t failure = CUBLAS_STATUS_SUCCESS;
