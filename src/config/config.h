@@ -141,6 +141,14 @@ struct ParallelConfig {
   bool operator==(const ParallelConfig&) const = default;
 };
 
+// What the public code of arXiv 2509.11983 does beside what the paper says (docs/paper.md); for reruns of it only.
+struct QuirksConfig {
+  bool previous_batch_gradient = false;           // Q2
+  std::int64_t previous_batch_dropped_every = 0;  // steps; 0: never
+  bool shared_columns = false;                    // Q11
+  bool operator==(const QuirksConfig&) const = default;
+};
+
 struct SpectraConfig {
   std::int64_t every = 0;  // steps; 0: never
   std::string matrices;    // glob of names; empty: those of the middle block
@@ -172,6 +180,7 @@ struct Config {
   SampleConfig sample;
   ParallelConfig parallel;
   DiagnosticsConfig diagnostics;
+  QuirksConfig quirks;
   bool operator==(const Config&) const = default;
 };
 

@@ -191,6 +191,24 @@ void describe(V& v, ParallelConfig& c) {
 }
 
 template <class V>
+void describe(V& v, QuirksConfig& c) {
+  v.field(
+      "previous_batch_gradient", c.previous_batch_gradient,
+      {.help = "Q2: the gradient of a step is that of its batch plus that of the batch before, at the same weights; "
+               "the first step has no batch before it"});
+  v.field("previous_batch_dropped_every", c.previous_batch_dropped_every,
+          {.help = "steps divisible by this leave the batch before out; 0: none does",
+           .min = 0,
+           .max = largest_count,
+           .applies = c.previous_batch_gradient,
+           .applies_to = "previous_batch_gradient",
+           .applies_instead = "it is false here"});
+  v.field("shared_columns", c.shared_columns,
+          {.help = "Q11: all matrices of a block draw their sketch from the same random numbers, so that query, key, "
+                   "value and output take the same columns"});
+}
+
+template <class V>
 void describe(V& v, SpectraConfig& c) {
   v.field("every", c.every, {.help = "steps between two looks; 0: never", .min = 0, .max = largest_count});
   v.field("matrices", c.matrices,

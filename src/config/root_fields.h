@@ -76,6 +76,11 @@ void describe(V& v, Config& c) {
                     "the batch; optimizer state exists once, with the process that owns the parameter. Without mpirun "
                     "these keys change nothing.",
            .example = R"({"parallel": {"exchange": "factors"}})"});
+  v.group(
+      "quirks", c.quirks,
+      {.intro = "What the public code of arXiv 2509.11983 does beside what its paper says, for reruns of that code. "
+                "docs/paper.md says more of each. Leave them off otherwise.",
+       .example = R"({"quirks": {"previous_batch_gradient": true}})"});
   v.group("diagnostics", c.diagnostics, {.intro = "What a run tells of itself beyond its metrics."});
 }
 

@@ -85,13 +85,14 @@ Optimizer::Plan Optimizer::plan(const Assignment& assignment, const Ownership& o
 }
 
 Optimizer::Optimizer(Assignment assignment, const ParameterTable& table, Backend& backend, Communicator& communicator,
-                     Exchange exchange, std::uint64_t seed, const FlatBuffers& buffers)
+                     Exchange exchange, std::uint64_t seed, const FlatBuffers& buffers, bool shared_columns)
     : assignment_(std::move(assignment)),
       table_(table),
       backend_(backend),
       communicator_(communicator),
       ownership_(assignment_, table, communicator.size(), exchange),
       seed_(seed),
+      shared_columns_(shared_columns),
       buffers_(buffers) {
   const int rank = communicator.rank();
   const Plan planned = plan(assignment_, ownership_, rank, table, backend);
@@ -251,7 +252,8 @@ void Optimizer::find_directions(Stream& stream, const Group& group, const StepGa
   for (std::size_t i = group.first; i < group.first + group.count; ++i) {
     const MatrixItem& item = matrices.items[owned.order[i]];
     momenta.push_back(momentum_[group.class_index][owned.order[i]]);
-    const auto tensor = static_cast<std::uint32_t>(item.parameter * 8 + item.block);
+    const auto tensor = shared_columns_ ? static_cast<std::uint32_t>(table_[item.parameter].layer)
+                                        : static_cast<std::uint32_t>(item.parameter * 8 + item.block);
     keys.push_back(make_key(seed_, RandomPurpose::sketch, static_cast<std::uint64_t>(group.step), tensor));
   }
   MomentumRule rule;

@@ -44,9 +44,10 @@ class Optimizer {
   static Plan plan(const Assignment& assignment, const Ownership& ownership, int rank, const ParameterTable& table,
                    Backend& backend);
 
-  // All references must outlive the optimizer, as must the buffers. `seed` keys the random sketches.
+  // All references must outlive the optimizer, as must the buffers. `seed` keys the random sketches, which all matrices
+  // of a block share where `shared_columns` (quirk Q11).
   Optimizer(Assignment assignment, const ParameterTable& table, Backend& backend, Communicator& communicator,
-            Exchange exchange, std::uint64_t seed, const FlatBuffers& buffers);
+            Exchange exchange, std::uint64_t seed, const FlatBuffers& buffers, bool shared_columns = false);
 
   // One update, from gradients that are on their owners (or everywhere, where their sketches travel). step: 0 for the
   // first. lr_factor: of the schedule. With gate.apply = 0 nothing changes. Afterwards every process has all
@@ -95,6 +96,7 @@ class Optimizer {
   Communicator& communicator_;
   Ownership ownership_;
   std::uint64_t seed_;
+  bool shared_columns_;  // all matrices of a block draw the same sketch
   FlatBuffers buffers_;
   Arena state_;
   Arena scratch_;

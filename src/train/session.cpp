@@ -177,7 +177,7 @@ Session::Session(Config given, bool initialize, Communicator& communicator_)
     round_weights();
   }
   optimizer.emplace(std::move(assignment), table, backend, communicator, config.parallel.exchange, config.seed,
-                    buffers());
+                    buffers(), config.quirks.shared_columns);
   const ActivationShape shape = activation_shape(config);
   model.emplace(config.model, table, shape, backend, buffers());
   uploader.emplace(backend.device(), config.model, shape.rows());

@@ -39,15 +39,25 @@ void StepRunner::begin(std::int64_t step) {
   session_.backend.device().zero(*session_.stream, result_.data(), sizeof(Result));
 }
 
-void StepRunner::micro_batch(Batch batch, bool accumulate, bool last) {
+bool StepRunner::adds_previous(std::int64_t step) const {
+  const std::int64_t dropped = session_.config.quirks.previous_batch_dropped_every;
+  return !previous_.empty() && (dropped == 0 || step % dropped != 0);
+}
+
+void StepRunner::remember(Loader& loader) {
+  previous_.clear();
+  for (std::int64_t i = 0; i < loader.micro_batches_per_global_batch(); ++i) previous_.push_back(loader.next());
+}
+
+void StepRunner::micro_batch(Batch batch, bool accumulate, bool last, bool counted) {
   const DeviceBatch on_device = session_.uploader->upload(*session_.stream, std::move(batch));
   // The loss is the mean over the global batch, so each micro-batch's sum is divided by all of its targets.
-  session_.model->forward_backward(*session_.stream, on_device, static_cast<float>(1.0 / targets_), accumulate,
-                                   &result_.as<Result>()->loss_sum, [&](int layer) {
-                                     if (!last || reductions_.empty()) return;
-                                     session_.communicator.reduce_to_owners(
-                                         *session_.stream, reductions_[static_cast<std::size_t>(layer + 1)]);
-                                   });
+  session_.model->forward_backward(
+      *session_.stream, on_device, static_cast<float>(1.0 / targets_), accumulate,
+      counted ? &result_.as<Result>()->loss_sum : &result_.as<Result>()->previous_loss_sum, [&](int layer) {
+        if (!last || reductions_.empty()) return;
+        session_.communicator.reduce_to_owners(*session_.stream, reductions_[static_cast<std::size_t>(layer + 1)]);
+      });
 }
 
 void StepRunner::finish(std::int64_t step, double loss_limit) {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "train/session.h"
@@ -31,14 +32,26 @@ class StepRunner {
   template <class Interrupted>
   bool queue(Loader& loader, std::int64_t step, double loss_limit, Interrupted interrupted) {
     begin(step);
+    const bool both = adds_previous(step);
+    for (std::size_t i = 0; both && i < previous_.size(); ++i) {
+      if (interrupted()) return false;
+      micro_batch(previous_[i], i > 0, false, false);
+    }
+    if (keeps_previous()) previous_.clear();
     const std::int64_t micro_batches = loader.micro_batches_per_global_batch();
     for (std::int64_t i = 0; i < micro_batches; ++i) {
       if (interrupted()) return false;
-      micro_batch(loader.next(), i > 0, i + 1 == micro_batches);
+      Batch batch = loader.next();
+      if (keeps_previous()) previous_.push_back(batch);
+      micro_batch(std::move(batch), both || i > 0, i + 1 == micro_batches, true);
     }
     finish(step, loss_limit);
     return true;
   }
+
+  // For runs with quirks.previous_batch_gradient that go on: takes a global batch as the one before the next step's.
+  bool keeps_previous() const { return session_.config.quirks.previous_batch_gradient; }
+  void remember(Loader& loader);
 
   // Outcome of the oldest queued step: nothing where none is queued, or where the device has not finished it and the
   // host need not wait yet (at most one step may be outstanding). `wait`: waits for it.
@@ -52,6 +65,7 @@ class StepRunner {
     float norm;
     float clip;
     std::int32_t apply;
+    double previous_loss_sum;  // of the batch before, which is not told
   };
   struct Pending {
     StepOutcome outcome;
@@ -60,7 +74,8 @@ class StepRunner {
   };
 
   void begin(std::int64_t step);
-  void micro_batch(Batch batch, bool accumulate, bool last);
+  bool adds_previous(std::int64_t step) const;
+  void micro_batch(Batch batch, bool accumulate, bool last, bool counted);
   void finish(std::int64_t step, double loss_limit);
 
   Session& session_;
@@ -69,6 +84,7 @@ class StepRunner {
   DeviceBuffer result_;
   double targets_;  // of a global batch
   std::deque<Pending> pending_;
+  std::vector<Batch> previous_;  // micro-batches of the step before, where they are wanted
 };
 
 }  // namespace polaron

@@ -42,6 +42,7 @@ Trainer::Trainer(const Config& config, const TrainOptions& options, Communicator
               checkpoint_ ? checkpoint_->state().loss_history : std::vector<double>{}),
       console_(console_options(communicator)) {
   if (checkpoint_) resume();
+  if (steps_.keeps_previous() && done_ > 0) steps_.remember(*session_.open_loader(done_ - 1));
   loader_ = session_.open_loader(done_);
   if (checkpoint_ && loader_->fingerprint() != checkpoint_->state().data_fingerprint) {
     log::warn(
