@@ -60,6 +60,8 @@ const char* text_of(WarpOp op) {
       return "a vote";
     case WarpOp::add:
       return "__reduce_add_sync";
+    case WarpOp::collective:
+      return "a matrix operation";
   }
   return "?";
 }
@@ -84,6 +86,10 @@ std::uint64_t warp_operation(WarpOp op, unsigned mask, std::uint64_t value, int 
   return BlockRunner::current().warp_operation(op, mask, value, source, where);
 }
 int lane() { return BlockRunner::current().lane(); }
+void warp_collective(void* mine, WarpAction action, const Where& where) {
+  BlockRunner::current().warp_collective(mine, action, where);
+}
+AsyncCopies& async_copies() { return BlockRunner::current().async_copies(); }
 
 BlockRunner& BlockRunner::current() {
   if (current_runner == nullptr) throw std::logic_error("device code ran outside of a kernel");
@@ -171,6 +177,7 @@ void BlockRunner::begin(const KernelRun& run, uint3 block) {
   for (int i = 0; i < count_; ++i) {
     Thread& thread = threads_[static_cast<std::size_t>(i)];
     thread.state = State::ready;
+    thread.copies.forget();
     const auto n = static_cast<unsigned>(i);
     thread.index = {n % size.x, n / size.x % size.y, n / size.x / size.y};
     prepare(thread.context, stacks_.stack(i), Stacks::kBytes, &BlockRunner::fiber_main, this);
@@ -316,6 +323,13 @@ std::uint64_t BlockRunner::warp_operation(WarpOp op, unsigned mask, std::uint64_
   return me.value;
 }
 
+void BlockRunner::warp_collective(void* mine, WarpAction action, const Where& where) {
+  Thread& me = threads_[static_cast<std::size_t>(running_)];
+  me.given = mine;
+  me.action = action;
+  warp_operation(WarpOp::collective, 0xffffffffU, 0, 0, where);
+}
+
 // The meeting that this thread's operation belongs to; the first lane to come opens it.
 BlockRunner::Meeting& BlockRunner::meeting_of(Warp& warp, const Thread& thread) {
   for (int i = 0; i < warp.open; ++i) {
@@ -328,6 +342,11 @@ BlockRunner::Meeting& BlockRunner::meeting_of(Warp& warp, const Thread& thread) 
 }
 
 void BlockRunner::carry_out(const Meeting& meeting, int first) {
+  if (meeting.op == WarpOp::collective) {  // of whole warps
+    void* lanes[32];
+    for (int lane = 0; lane < 32; ++lane) lanes[lane] = threads_[static_cast<std::size_t>(first + lane)].given;
+    threads_[static_cast<std::size_t>(first)].action(lanes);
+  }
   std::uint64_t given[32] = {}, sum = 0, votes = 0;
   for (int lane = 0; lane < 32; ++lane) {
     if ((meeting.mask >> static_cast<unsigned>(lane) & 1U) == 0) continue;

@@ -44,6 +44,8 @@ class BlockRunner {
   void* static_shared(const void* key, std::size_t bytes);
   void* dynamic_shared() { return dynamic_shared_.get(); }
   int lane() const { return running_ % 32; }
+  void warp_collective(void* mine, WarpAction action, const Where& where);
+  AsyncCopies& async_copies() { return threads_[static_cast<std::size_t>(running_)].copies; }
 
   // For the watchdog, from another OS thread: what runs, and how often fibers were switched. Null kernel: nothing runs.
   std::atomic<const KernelRun*> kernel{nullptr};
@@ -62,6 +64,9 @@ class BlockRunner {
     unsigned mask = 0;
     std::uint64_t value = 0;  // given; then the result
     int source = 0;
+    void* given = nullptr;  // to a collective
+    WarpAction action = nullptr;
+    AsyncCopies copies;
     void* tsan_fiber = nullptr;
   };
   static constexpr int kSyncs = 64;  // meetings of one warp that ThreadSanitizer tells apart

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <vector>
 
 #include "emulation/emulation.h"
 
@@ -48,12 +49,32 @@ void* dynamic_shared_memory();
 
 void block_barrier(const Where& where);
 
-enum class WarpOp : std::uint8_t { sync, shuffle, ballot, add };
+enum class WarpOp : std::uint8_t { sync, shuffle, ballot, add, collective };
 // Waits until all lanes of `mask` have come to the same operation, which the last of them carries out for all. shuffle:
 // the value of lane `source`; ballot: a bit for each lane of the mask whose value is not 0; add: the sum modulo 2^32.
 std::uint64_t warp_operation(WarpOp op, unsigned mask, std::uint64_t value, int source, const Where& where);
 
 int lane();
+
+// What a whole warp does together: the last lane to come calls action(lanes) with what each lane gave.
+using WarpAction = void (*)(void* const (&lanes)[32]);
+void warp_collective(void* mine, WarpAction action, const Where& where);
+
+// The parts of a lane in the operations on matrices of cuda/mma.h.
+struct MmaLane {
+  float c[4];
+  std::uint32_t a[4], b[2];
+};
+struct alignas(16) MatrixRow {
+  std::uint16_t elements[8];
+};
+struct LdmatrixLane {
+  MatrixRow row;
+  std::uint32_t to[4];
+};
+void mma_m16n8k16(void* const (&lanes)[32]);
+void ldmatrix_x4(void* const (&lanes)[32]);
+void ldmatrix_x4_trans(void* const (&lanes)[32]);
 
 template <class T>
 T shuffle(unsigned mask, T value, int source, const Where& where) {
@@ -140,6 +161,47 @@ void store(T* to, const T& value) {
   check_alignment(to, sizeof(T));
   std::memcpy(to, &value, sizeof(T));
 }
+
+// The asynchronous copies of one thread: the source is read, and the target written, as late as a device may.
+class AsyncCopies {
+ public:
+  void start(void* to, const void* from, std::size_t bytes, bool there) {
+    check_alignment(to, bytes);
+    if (there) check_alignment(from, bytes);
+    std::memset(to, 0xFF, bytes);
+    copies_.push_back({to, from, bytes, there, groups_});
+  }
+  void commit() { ++groups_; }
+  void wait(int pending) {
+    std::size_t kept = 0;
+    for (const Copy& copy : copies_) {
+      if (copy.group + pending >= groups_) {
+        copies_[kept++] = copy;
+      } else if (copy.there) {
+        std::memcpy(copy.to, copy.from, copy.bytes);
+      } else {
+        std::memset(copy.to, 0, copy.bytes);
+      }
+    }
+    copies_.resize(kept);
+  }
+  void forget() {
+    copies_.clear();
+    groups_ = 0;
+  }
+
+ private:
+  struct Copy {
+    void* to;
+    const void* from;
+    std::size_t bytes;
+    bool there;
+    int group;
+  };
+  std::vector<Copy> copies_;
+  int groups_ = 0;  // closed so far
+};
+AsyncCopies& async_copies();  // of the running thread
 }  // namespace polaron::cuda::emulation
 template <class T>
 T __ldg(const T* from) {
