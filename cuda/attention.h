@@ -23,22 +23,22 @@ inline constexpr float kNoScore = -1e30F;
 struct FirstKeys {
   static constexpr int kRows = 16;  // of a range
 
-  const std::int32_t* document_start;  // of every row; may be null
-  const int2* ranges;  // with document_start: smallest and largest of() of every kRows rows of a sequence
-  int length, window;  // T; 0: no window
+  const std::int32_t* first_key;  // of every row; may be null
+  const int2* ranges;             // with first_key: smallest and largest of() of every kRows rows of a sequence
+  int length, window;             // T; 0: no window
 
   __host__ __device__ int ranges_of_sequence() const { return (length + kRows - 1) / kRows; }
   __device__ int of(int b, int t) const {
     const int window_start = window > 0 ? std::max(t - window + 1, 0) : 0;
-    if (document_start == nullptr) return window_start;
-    const int document = document_start[static_cast<std::int64_t>(b) * length + t];
-    return std::max(std::min(std::max(document, 0), t), window_start);
+    if (first_key == nullptr) return window_start;
+    const int given = first_key[static_cast<std::int64_t>(b) * length + t];
+    return std::max(std::min(std::max(given, 0), t), window_start);
   }
   // The smallest (x) and the largest (y) of() of rows [t, t + count); t is a multiple of kRows and below T, rows beyond
   // T do not count.
   __device__ int2 range(int b, int t, int count) const {
     const int last = std::min(t + count, length) - 1;
-    if (document_start == nullptr) return make_int2(of(b, t), of(b, last));
+    if (first_key == nullptr) return make_int2(of(b, t), of(b, last));
     const int2* const of_sequence = ranges + static_cast<std::int64_t>(b) * ranges_of_sequence();
     int2 all = of_sequence[t / kRows];
     for (int i = t / kRows + 1; i <= last / kRows; ++i) {
@@ -104,6 +104,11 @@ inline constexpr int kMostTensorHead = 128;
 void attention_forward_tensor(cudaStream_t stream, const AttentionForward<bf16>& p);
 // delta is there already.
 void attention_backward_tensor(cudaStream_t stream, const AttentionBackward<bf16>& p);
+
+void attention_prepare(cudaStream_t stream, const AttentionShape& shape, HeadNorm norm, float eps, const Rotary& rotary,
+                       const Tensor& qkv, const Tensor& head_rstd);
+void attention_prepare_backward(cudaStream_t stream, const AttentionShape& shape, HeadNorm norm, const Rotary& rotary,
+                                const Tensor& qkv, const Tensor& head_rstd, const Tensor& d_qkv);
 
 // Any head size whose tiles fit into shared memory; throws std::logic_error beyond.
 template <class T>

@@ -18,6 +18,7 @@ class CudaBackend final : public Backend {
         norm_(make_norm_ops(*device_)),
         linear_(make_linear_ops(*device_, gemm_)),
         mix_(make_mix_ops(*device_)),
+        attention_(make_attention_ops(*device_)),
         loss_(make_loss_ops(*device_)),
         elementwise_(make_elementwise_ops(*device_)) {}
 
@@ -26,7 +27,7 @@ class CudaBackend final : public Backend {
   NormOps& norm() override { return *norm_; }
   LinearOps& linear() override { return *linear_; }
   MixOps& mix() override { return *mix_; }
-  AttentionOps& attention() override { refuse(); }
+  AttentionOps& attention() override { return *attention_; }
   LossOps& loss() override { return *loss_; }
   ElementwiseOps& elementwise() override { return *elementwise_; }
   MatrixOps& matrix() override { refuse(); }
@@ -42,6 +43,7 @@ class CudaBackend final : public Backend {
   std::unique_ptr<NormOps> norm_;
   std::unique_ptr<LinearOps> linear_;
   std::unique_ptr<MixOps> mix_;
+  std::unique_ptr<AttentionOps> attention_;
   std::unique_ptr<LossOps> loss_;
   std::unique_ptr<ElementwiseOps> elementwise_;
 };
@@ -50,6 +52,6 @@ class CudaBackend final : public Backend {
 
 std::unique_ptr<Backend> make_backend(int index) { return std::make_unique<CudaBackend>(index); }
 
-const char* missing_families() { return "attention and matrix optimizers"; }
+const char* missing_families() { return "matrix optimizers"; }
 
 }  // namespace polaron::cuda

@@ -16,6 +16,7 @@ std::unique_ptr<NormOps> make_norm_ops(Device& device);
 std::unique_ptr<LinearOps> make_linear_ops(Device& device, Gemm& gemm,
                                            std::int64_t chunk_bytes = std::int64_t{32} << 20U);
 std::unique_ptr<MixOps> make_mix_ops(Device& device);
+std::unique_ptr<AttentionOps> make_attention_ops(Device& device);
 std::unique_ptr<LossOps> make_loss_ops(Device& device);
 std::unique_ptr<ElementwiseOps> make_elementwise_ops(Device& device);
 

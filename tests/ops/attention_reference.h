@@ -30,6 +30,10 @@ struct AttentionReference {
   Doubles out;    // [N, q_width]
   Doubles lse;    // [B * heads, T]
   Doubles d_qkv;  // [N, qkv_width]
+  // The same sums over weights and values (out), and over weights or gradients of scores and what they multiply
+  // (d_qkv), of absolute values: rounding the first factor of each term within u changes a result by u times this at
+  // most.
+  Doubles out_terms, d_qkv_terms;
 };
 
 // qkv [N, qkv_width] and d_out [N, q_width] dense; document_start may be empty. The gradient takes the rows' means of
@@ -42,6 +46,8 @@ inline AttentionReference reference_attention(const AttentionShape& s, const Dou
   result.out.assign(rows * s.q_width(), 0.0);
   result.lse.assign(s.batch * s.heads * s.sequence_length, 0.0);
   result.d_qkv.assign(rows * width, 0.0);
+  result.out_terms.assign(result.out.size(), 0.0);
+  result.d_qkv_terms.assign(result.d_qkv.size(), 0.0);
   const double scale = static_cast<double>(s.scale);
   for (std::int64_t b = 0; b < s.batch; ++b) {
     for (std::int64_t h = 0; h < s.heads; ++h) {
@@ -52,7 +58,8 @@ inline AttentionReference reference_attention(const AttentionShape& s, const Dou
         std::int64_t first = document_start.empty() ? 0 : document_start[row];
         if (s.window > 0) first = std::max(first, t - s.window + 1);
         const double* q = qkv.data() + row * width + h * size;
-        double* out = result.out.data() + row * s.q_width() + h * size;
+        const std::int64_t out_at = row * s.q_width() + h * size, q_at = row * width + h * size;
+        double* out = result.out.data() + out_at;
         Doubles weight(t + 1, 0.0);
         double largest = -INFINITY, total = 0.0;
         for (std::int64_t j = first; j <= t; ++j) {
@@ -65,7 +72,10 @@ inline AttentionReference reference_attention(const AttentionShape& s, const Dou
         for (std::int64_t j = first; j <= t; ++j) {
           weight[j] = std::exp(weight[j] - largest) / total;
           const double* v = qkv.data() + (b * s.sequence_length + j) * width + v_at;
-          for (std::int64_t d = 0; d < size; ++d) out[d] += weight[j] * v[d];
+          for (std::int64_t d = 0; d < size; ++d) {
+            out[d] += weight[j] * v[d];
+            result.out_terms[out_at + d] += weight[j] * std::abs(v[d]);
+          }
         }
         // Softmax backward: dz_j = w_j (dw_j - sum_i w_i dw_i) with dw_j = d_out . v_j.
         const double* d_o = d_out.data() + row * s.q_width() + h * size;
@@ -91,6 +101,9 @@ inline AttentionReference reference_attention(const AttentionShape& s, const Dou
             d_q[d] += d_score * k[d];
             d_k[d] += d_score * q[d];
             d_v[d] += weight[j] * d_o[d];
+            result.d_qkv_terms[q_at + d] += std::abs(d_score * k[d]);
+            result.d_qkv_terms[key_row * width + k_at + d] += std::abs(d_score * q[d]);
+            result.d_qkv_terms[key_row * width + v_at + d] += weight[j] * std::abs(d_o[d]);
           }
         }
       }
