@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kKeyThreads<size>) attention_backward_keys_bf1
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
   const int kv_head = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z);
   const int length = p.qkv.length, head_size = p.qkv.head_size, group = p.qkv.heads / p.qkv.kv_heads;
-  const std::int64_t stride = p.qkv.stride;
+  const int stride = static_cast<int>(p.qkv.stride);
   const int k0 = static_cast<int>(blockIdx.x) * kOwnKeys;  // early keys have many queries: long blocks first
   const int warp_row = warp * warp_keys, warp_k0 = k0 + warp_row;
 
@@ -66,10 +66,10 @@ __global__ void __launch_bounds__(kKeyThreads<size>) attention_backward_keys_bf1
   };
   const auto copy_queries = [&](const Place& at, int stage) {
     const std::int64_t row = at.q0;
-    copy_tile<queries, size, threads>(q_tile(stage), p.qkv.q(b, at.head) + row * stride, stride, length - at.q0,
+    copy_tile<queries, size, threads>(q_tile(stage), p.qkv.q(b, at.head) + row * p.qkv.stride, stride, length - at.q0,
                                       head_size);
     copy_tile<queries, size, threads>(d_out_tile(stage), p.d_out.head(b, at.head) + row * p.d_out.stride,
-                                      p.d_out.stride, length - at.q0, head_size);
+                                      static_cast<int>(p.d_out.stride), length - at.q0, head_size);
     const auto i = static_cast<int>(threadIdx.x);
     if (i < 2 * queries) {
       const float* const values =
@@ -79,8 +79,8 @@ __global__ void __launch_bounds__(kKeyThreads<size>) attention_backward_keys_bf1
     }
     copy_async_commit();
   };
-  copy_tile<kOwnKeys, size, threads>(k_tile, p.qkv.k(b, kv_head) + k0 * stride, stride, length - k0, head_size);
-  copy_tile<kOwnKeys, size, threads>(v_tile, p.qkv.v(b, kv_head) + k0 * stride, stride, length - k0, head_size);
+  copy_tile<kOwnKeys, size, threads>(k_tile, p.qkv.k(b, kv_head) + k0 * p.qkv.stride, stride, length - k0, head_size);
+  copy_tile<kOwnKeys, size, threads>(v_tile, p.qkv.v(b, kv_head) + k0 * p.qkv.stride, stride, length - k0, head_size);
   Place at = from({kv_head * group, k0});  // every key is seen by its own query: there is one
   copy_queries(at, 0);
 
@@ -184,17 +184,18 @@ __global__ void __launch_bounds__(kQueryThreads) attention_backward_queries_bf16
   const int warp_row = warp * kWarpQueries, warp_q0 = q0 + warp_row;
   const int kv_head = h / (p.qkv.heads / p.qkv.kv_heads);
   const bf16 *const k = p.qkv.k(b, kv_head), *const v = p.qkv.v(b, kv_head);
-  const std::int64_t stride = p.qkv.stride;
+  const int stride = static_cast<int>(p.qkv.stride);
 
   const int begin = p.first.range(b, q0, kOwnQueries).x / keys * keys, end = std::min(q0 + kOwnQueries, length);
   const auto copy_keys = [&](int k0, int stage) {
-    copy_tile<keys, size, kQueryThreads>(k_tile(stage), k + k0 * stride, stride, length - k0, head_size);
-    copy_tile<keys, size, kQueryThreads>(v_tile(stage), v + k0 * stride, stride, length - k0, head_size);
+    copy_tile<keys, size, kQueryThreads>(k_tile(stage), k + k0 * p.qkv.stride, stride, length - k0, head_size);
+    copy_tile<keys, size, kQueryThreads>(v_tile(stage), v + k0 * p.qkv.stride, stride, length - k0, head_size);
     copy_async_commit();
   };
-  copy_tile<kOwnQueries, size, kQueryThreads>(q_tile, p.qkv.q(b, h) + q0 * stride, stride, length - q0, head_size);
-  copy_tile<kOwnQueries, size, kQueryThreads>(d_out_tile, p.d_out.head(b, h) + q0 * p.d_out.stride, p.d_out.stride,
-                                              length - q0, head_size);
+  copy_tile<kOwnQueries, size, kQueryThreads>(q_tile, p.qkv.q(b, h) + q0 * p.qkv.stride, stride, length - q0,
+                                              head_size);
+  copy_tile<kOwnQueries, size, kQueryThreads>(d_out_tile, p.d_out.head(b, h) + q0 * p.d_out.stride,
+                                              static_cast<int>(p.d_out.stride), length - q0, head_size);
   copy_keys(begin, 0);
 
   // Of the rows that this lane has a part of. Queries beyond T have the last one's and are not written.

@@ -48,16 +48,17 @@ __global__ void __launch_bounds__(kThreads) attention_forward_bf16(const Attenti
   const int q0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * kQueries;
   const int warp_row = warp * kWarpQueries, warp_q0 = q0 + warp_row;
   const int kv_head = h / (p.qkv.heads / p.qkv.kv_heads);
-  const bf16 *const k = p.qkv.k(b, kv_head), *const v = p.qkv.v(b, kv_head);
-  const std::int64_t stride = p.qkv.stride;
+  const bf16* const k = p.qkv.k(b, kv_head);
+  const int stride = static_cast<int>(p.qkv.stride), from_k_to_v = p.qkv.kv_heads * head_size;
 
   const int begin = p.first.range(b, q0, kQueries).x / keys * keys, end = std::min(q0 + kQueries, length);
   const auto copy_keys = [&](int k0, int stage) {
-    copy_tile<keys, size, kThreads>(k_tile(stage), k + k0 * stride, stride, length - k0, head_size);
-    copy_tile<keys, size, kThreads>(v_tile(stage), v + k0 * stride, stride, length - k0, head_size);
+    const bf16* const from = k + k0 * p.qkv.stride;
+    copy_tile<keys, size, kThreads>(k_tile(stage), from, stride, length - k0, head_size);
+    copy_tile<keys, size, kThreads>(v_tile(stage), from + from_k_to_v, stride, length - k0, head_size);
     copy_async_commit();
   };
-  copy_tile<kQueries, size, kThreads>(q_tile, p.qkv.q(b, h) + q0 * stride, stride, length - q0, head_size);
+  copy_tile<kQueries, size, kThreads>(q_tile, p.qkv.q(b, h) + q0 * p.qkv.stride, stride, length - q0, head_size);
   copy_keys(begin, 0);
 
   const int2 warp_first = warp_q0 < length ? p.first.range(b, warp_q0, kWarpQueries) : make_int2(length, length);

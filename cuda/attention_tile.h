@@ -23,7 +23,7 @@ struct Tile {
 // Starts copying `rows` rows, `from` the first: of the rows below rows_there their first head_size elements, zeros
 // elsewhere. By all `threads` threads of the block. stride: of rows in global memory, in elements.
 template <int rows, int cols, int threads>
-__device__ __forceinline__ void copy_tile(const Tile<cols>& to, const bf16* from, std::int64_t stride, int rows_there,
+__device__ __forceinline__ void copy_tile(const Tile<cols>& to, const bf16* from, int stride, int rows_there,
                                           int head_size) {
   constexpr int kChunks = Tile<cols>::kChunks, kRowsAtOnce = threads / kChunks;
   static_assert(threads % kChunks == 0 && rows % kRowsAtOnce == 0 && kRowsAtOnce % 8 == 0);  // one swizzle a thread
@@ -31,7 +31,7 @@ __device__ __forceinline__ void copy_tile(const Tile<cols>& to, const bf16* from
   bf16* const target = to.chunk(first, c);
   const bf16* const source = from + first * stride + c * 8;
   const int count = c * 8 < head_size ? rows_there - first : 0;
-  const int step = kRowsAtOnce * static_cast<int>(stride);
+  const int step = kRowsAtOnce * stride;
 #pragma unroll
   for (int i = 0; i < rows / kRowsAtOnce; ++i) {
     const bool there = i * kRowsAtOnce < count;
@@ -55,11 +55,12 @@ __device__ __forceinline__ void store_tile(const Tile<cols>& tile, int row, bf16
   }
 }
 
-// Where a lane's row of a fragment begins, in elements from a row that is a multiple of 8: `row` and `chunk` are the
-// lane's, chunk 0 or 1; flipping bits of the number of two chunks, `step`, moves on to columns 16 * step.
+// Where a lane's row of a fragment begins, in elements from a row that is a multiple of 8: `row` and `chunk` (0 or 1)
+// are the lane's, the fragment begins at column 16 * step. Written so that four values serve all steps: the swizzle
+// concerns groups of eight chunks.
 template <int cols>
 __device__ __forceinline__ int fragment_offset(int row, int chunk, int step) {
-  return (row * cols + (chunk ^ (row & 7)) * 8) ^ (step * 16);
+  return ((row * cols + (chunk ^ (row & 7)) * 8) ^ (step % 4 * 16)) + step / 4 * 64;
 }
 // Rows [row, row + 16) and columns [16 step, 16 step + 16) as the left factor;
 template <int cols>
