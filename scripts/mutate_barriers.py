@@ -16,6 +16,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILTERS = {  # what can notice a barrier of a file; everything for headers
     "norm.cu": "*Norm*",
     "loss.cu": "*Loss*",
+    "attention_forward.cu": "*Attention*",
+    "attention_backward.cu": "*Attention*",
+    "attention_plain.cu": "*Attention*",
+    "attention_tile.h": "*Attention*",
     "sort.cu": "SortByKey*:*Embedding*",
     "reduce.h": "*Norm*:*Loss*:*Elementwise*",
 }
