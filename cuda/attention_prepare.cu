@@ -69,7 +69,8 @@ __global__ void __launch_bounds__(kThreads) attention_prepare_heads(const Prepar
       for (int i = 0; i < pack; ++i) sum += a[i] * (backward ? b[i] : a[i]);
     }
   }
-  const float mean = head_sum(sum) / static_cast<float>(size);  // all lanes of the warp meet here, the last time
+  const float mean = head_sum(sum) / static_cast<float>(size);
+  __syncwarp();  // of a rotated head other lanes write what this one has read; the last meeting of the warp
   if (!there) return;
   float factor = 1.0F;
   if (normed) {

@@ -18,6 +18,7 @@ FILTERS = {  # what can notice a barrier of a file; everything for headers
     "loss.cu": "*Loss*",
     "attention_forward.cu": "*Attention*",
     "attention_backward.cu": "*Attention*",
+    "attention_prepare.cu": "*AttentionPrepare*",
     "attention_plain.cu": "*Attention*",
     "attention_tile.h": "*Attention*",
     "sort.cu": "SortByKey*:*Embedding*",
