@@ -20,8 +20,7 @@ __device__ __forceinline__ unsigned shared_address(const void* shared) {
 // (lane % 4), a lane holds c: (g, p), (g, p + 1), (g + 8, p), (g + 8, p + 1); a, in pairs along a row: (g, p), (g + 8,
 // p), (g, p + 8), (g + 8, p + 8); b, in pairs down a column: (p, g), (p + 8, g).
 __device__ __forceinline__ void mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
