@@ -20,7 +20,8 @@ class CudaBackend final : public Backend {
         mix_(make_mix_ops(*device_)),
         attention_(make_attention_ops(*device_)),
         loss_(make_loss_ops(*device_)),
-        elementwise_(make_elementwise_ops(*device_)) {}
+        elementwise_(make_elementwise_ops(*device_)),
+        matrix_(make_matrix_ops(*device_, gemm_)) {}
 
   Device& device() override { return *device_; }
   EmbeddingOps& embedding() override { return *embedding_; }
@@ -30,13 +31,9 @@ class CudaBackend final : public Backend {
   AttentionOps& attention() override { return *attention_; }
   LossOps& loss() override { return *loss_; }
   ElementwiseOps& elementwise() override { return *elementwise_; }
-  MatrixOps& matrix() override { refuse(); }
+  MatrixOps& matrix() override { return *matrix_; }
 
  private:
-  [[noreturn]] static void refuse() {
-    throw std::logic_error(std::string("the CUDA backend lacks ") + missing_families());
-  }
-
   std::unique_ptr<Device> device_;  // first: the families' memory is its
   Gemm gemm_;
   std::unique_ptr<EmbeddingOps> embedding_;
@@ -46,12 +43,13 @@ class CudaBackend final : public Backend {
   std::unique_ptr<AttentionOps> attention_;
   std::unique_ptr<LossOps> loss_;
   std::unique_ptr<ElementwiseOps> elementwise_;
+  std::unique_ptr<MatrixOps> matrix_;
 };
 
 }  // namespace
 
 std::unique_ptr<Backend> make_backend(int index) { return std::make_unique<CudaBackend>(index); }
 
-const char* missing_families() { return "matrix optimizers"; }
+const char* missing_families() { return ""; }
 
 }  // namespace polaron::cuda

@@ -19,5 +19,6 @@ std::unique_ptr<MixOps> make_mix_ops(Device& device);
 std::unique_ptr<AttentionOps> make_attention_ops(Device& device);
 std::unique_ptr<LossOps> make_loss_ops(Device& device);
 std::unique_ptr<ElementwiseOps> make_elementwise_ops(Device& device);
+std::unique_ptr<MatrixOps> make_matrix_ops(Device& device, Gemm& gemm);
 
 }  // namespace polaron::cuda
