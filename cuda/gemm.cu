@@ -141,7 +141,7 @@ class Gemm::Implementation {
                         const std::vector<GemmAlgorithm>& offered) {
     DeviceBuffer own;
     void* result = call.c;
-    if (reads_c(call)) {
+    if (reads_c(call) && call.addend == nullptr) {
       const std::int64_t elements = (call.batch - 1) * call.c_batch_stride + (call.m - 1) * call.c_stride + call.n;
       try {
         own = DeviceBuffer(device_, static_cast<std::size_t>(elements) * size_of(call.c_dtype));

@@ -52,7 +52,7 @@ struct GemmCall {
   void* c = nullptr;
   DType c_dtype = DType::f32;
   std::int64_t c_stride = 0, c_batch_stride = 0;
-  const void* addend = nullptr;  // what beta multiplies instead of c: laid out as c is, may overlap a and b
+  const void* addend = nullptr;  // what beta multiplies instead of c: laid out as c is, apart from it; may be a or b
 
   float alpha = 1.0F, beta = 0.0F;
   // Instead of alpha and beta: one number each, read by the device when the product runs, for gated updates. Where only

@@ -1,5 +1,6 @@
 #include "cuda/gemm_library.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 #include <utility>
@@ -70,6 +71,11 @@ const char* name_of(GemmEpilogue epilogue) {
   return "unknown";
 }
 
+// What beta multiplies, where the result goes to `result`.
+const void* addend_of(const GemmCall& call, const void* result) {
+  return reads_c(call) && call.addend != nullptr ? call.addend : result;
+}
+
 cudaDataType_t library_type(DType type) { return type == DType::bf16 ? CUDA_R_16BF : CUDA_R_32F; }
 
 std::uint32_t library_epilogue(GemmEpilogue epilogue) {
@@ -115,7 +121,7 @@ GemmKind kind_of(const GemmCall& call) {
   kind[kCBatchStride] = batched ? call.c_batch_stride : 0;
   kind[kAAlignment] = alignment(call.a.data);
   kind[kBAlignment] = alignment(call.b.data);
-  kind[kCAlignment] = alignment(call.c);
+  kind[kCAlignment] = std::min(alignment(call.c), alignment(addend_of(call, call.c)));
   kind[kBiasAlignment] = has_bias(call.epilogue) ? alignment(call.bias) : 0;
   kind[kAuxAlignment] = has_aux(call.epilogue) ? alignment(call.aux) : 0;
   kind[kOperands] = static_cast<std::int64_t>(call.a.dtype);
@@ -123,7 +129,7 @@ GemmKind kind_of(const GemmCall& call) {
   kind[kATransposed] = call.a.transposed ? 1 : 0;
   kind[kBTransposed] = call.b.transposed ? 1 : 0;
   kind[kEpilogue] = static_cast<std::int64_t>(call.epilogue);
-  kind[kReadsC] = reads_c(call) ? 1 : 0;
+  kind[kReadsC] = !reads_c(call) ? 0 : call.addend == nullptr ? 1 : 2;
   kind[kDeviceScalars] = has_device_scalars(call) ? 1 : 0;
   kind[kTf32] = rounds_to_tf32(call) ? 1 : 0;
   return kind;
@@ -156,6 +162,7 @@ void require_sound(const GemmCall& call) {
   require(call.a.stride >= (call.a.transposed ? call.m : call.k) &&
               call.b.stride >= (call.b.transposed ? call.k : call.n) && call.c_stride >= call.n,
           "rows that overlap");
+  require(call.addend == nullptr || call.addend != call.c, "addend that is the result");
   require(call.batch == 1 || call.epilogue == GemmEpilogue::none, "batched epilogue");
   require(!has_bias(call.epilogue) || call.bias != nullptr, "missing bias");
   require(!has_aux(call.epilogue) ||
@@ -249,7 +256,7 @@ std::vector<GemmAlgorithm> GemmLibrary::algorithms(const GemmDescription& descri
   set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, aligned(call.b.data));
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, aligned(call.a.data));
-  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, aligned(call.c));
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, aligned(addend_of(call, call.c)));
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, aligned(call.c));
 
   std::array<cublasLtMatmulHeuristicResult_t, kAlgorithms> results{};
@@ -276,8 +283,9 @@ bool GemmLibrary::can_run(const GemmDescription& description, const GemmAlgorith
 cublasStatus_t GemmLibrary::queue(const GemmDescription& description, const GemmCall& call,
                                   const GemmAlgorithm& algorithm, const Run& run) const {
   return lt_.matmul(handle_, description.operation.get(), run.alpha, call.b.data, description.left.get(), call.a.data,
-                    description.right.get(), run.beta, run.result, description.result.get(), run.result,
-                    description.result.get(), &algorithm.opaque, run.workspace, run.workspace_bytes, run.stream);
+                    description.right.get(), run.beta, addend_of(call, run.result), description.result.get(),
+                    run.result, description.result.get(), &algorithm.opaque, run.workspace, run.workspace_bytes,
+                    run.stream);
 }
 
 }  // namespace polaron::cuda

@@ -18,7 +18,7 @@ using GemmKind = std::array<std::int64_t, kGemmKindFields>;
 GemmKind kind_of(const GemmCall& call);
 
 bool has_device_scalars(const GemmCall& call);
-bool reads_c(const GemmCall& call);
+bool reads_c(const GemmCall& call);          // or the addend in its place
 std::string describe(const GemmCall& call);  // for messages
 
 // Throws std::logic_error unless the call is one that gemm.h describes.
@@ -67,7 +67,7 @@ class GemmLibrary {
 
   struct Run {
     const float *alpha, *beta;  // both in host memory, or both in device memory where the call has_device_scalars
-    void* result;               // in the place of c, which is read from there too
+    void* result;               // in the place of c, which is read from there too unless there is an addend
     void* workspace;
     std::size_t workspace_bytes;
     cudaStream_t stream;

@@ -119,6 +119,39 @@ TEST_F(CudaGemm, multiplies_batches_and_shares_an_operand_of_batch_stride_zero) 
   expect_close(result.values(), product(a, false, b, true), kTolerance, "stacked product", kN);
 }
 
+TEST_F(CudaGemm, adds_what_is_elsewhere_and_may_be_an_operand) {
+  const Matrix a = Matrix::random(2 * 6, 6, 1), b = Matrix::random(2 * 6, 6, 2);
+  for (const DType type : kActivationTypes) {
+    for (const int addend : {0, 1}) {
+      const Matrix left_values = rounded_to(type, a), right_values = rounded_to(type, b);
+      const Array left(machine, left_values, type), right(machine, right_values, type);
+      const Array result(machine, Matrix::filled(2 * 6, 6, 50.0F), type);  // not read
+      GemmCall call = call_of(left.tensor().row_range(0, 6), false, right.tensor().row_range(0, 6), false,
+                              result.tensor().row_range(0, 6));
+      call.batch = 2;
+      call.a.batch_stride = call.b.batch_stride = call.c_batch_stride = 36;
+      call.alpha = 0.5F;
+      call.beta = -2.0F;
+      call.addend = addend == 0 ? left.tensor().data : right.tensor().data;
+      Doubles expected;
+      for (std::int64_t m = 0; m < 2; ++m) {
+        for (std::int64_t i = 0; i < 6; ++i) {
+          for (std::int64_t j = 0; j < 6; ++j) {
+            double sum = 0.0;
+            for (std::int64_t k = 0; k < 6; ++k)
+              sum += static_cast<double>(left_values.at(6 * m + i, k)) *
+                     static_cast<double>(right_values.at(6 * m + k, j));
+            expected.push_back(0.5 * sum -
+                               2.0 * static_cast<double>((addend == 0 ? left_values : right_values).at(6 * m + i, j)));
+          }
+        }
+      }
+      run(call);
+      expect_close(result.values(), expected, kTolerance, "product and addend", 6, 0.0, type);
+    }
+  }
+}
+
 TEST_F(CudaGemm, reads_alpha_and_beta_on_the_device_when_the_product_runs) {
   const Matrix a = Matrix::random(4, 6, 1), b = Matrix::random(6, 5, 2), before = Matrix::random(4, 5, 3);
   const Array left(machine, a), right(machine, b), scalars(machine, Matrix::filled(1, 2, 7.0F));
