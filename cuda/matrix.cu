@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "cuda/decomposition.h"
 #include "cuda/families.h"
 
 namespace polaron::cuda {
@@ -32,15 +33,10 @@ void check_rank(std::int64_t rank, std::int64_t rows) {
   require(rank >= 1 && rank <= rows, "the rank must be between 1 and the rows of the stack's matrices");
 }
 
-[[noreturn]] void refuse(const char* setting, const char* instead) {
-  throw Error(Exit::usage,
-              std::string("The CUDA backend has no ") + setting + ". Use " + instead + ", or train with --device cpu.");
-}
-
 class CudaMatrixOps final : public MatrixOps {
  public:
   CudaMatrixOps(Device& device, Gemm& gemm)
-      : gemm_(gemm), normalize_(device), numbers_(device), sketches_(device), factors_(device) {}
+      : device_(device), gemm_(gemm), normalize_(device), numbers_(device), sketches_(device), factors_(device) {}
 
   std::int64_t preferred_group(std::int64_t rows, std::int64_t cols) const override {
     // All of a class, unless that is very much memory: so many elements keep a device busy.
@@ -68,8 +64,9 @@ class CudaMatrixOps final : public MatrixOps {
     return newton_schulz_floats(shape, dtype);
   }
 
-  void exact_polar(Stream&, const StackShape&, float*) override {
-    refuse("singular value decomposition (orthogonalizer \"exact\")", "orthogonalizer \"newton_schulz\"");
+  void exact_polar(Stream& stream, const StackShape& shape, float* stack) override {
+    check_stack(shape);
+    decompositions().exact_polar(stream, shape, stack);
   }
 
   void sketch(Stream& stream, const StackShape& shape, std::int64_t rank, Sketch kind, int power,
@@ -94,16 +91,14 @@ class CudaMatrixOps final : public MatrixOps {
     }
   }
 
-  // Three passes of Q <- Q L^-T with L L^T = Q^T Q + shift; the first one reads the sketch divided by its norm, for
-  // Q^T Q could overflow or underflow otherwise. The shifts of the passes make columns too short by sqrt(1 + shift):
-  // the last one mends that.
+  // Cholesky-QR: three passes of Q <- Q L^-T with L L^T = Q^T Q + shift; the first one reads the sketch divided by its
+  // norm, for Q^T Q could overflow or underflow otherwise. The shifts of the passes make columns too short by sqrt(1 +
+  // shift): the last one mends that.
   void orthonormal_basis(Stream& stream, std::int64_t count, std::int64_t rows, std::int64_t rank, BasisMethod method,
                          float* sketch) override {
     check_rank(rank, rows);
-    if (method == BasisMethod::householder) {
-      refuse("Householder QR (basis \"householder\")", "basis \"auto\" or \"cholesky_qr\"");
-    }
     if (count == 0) return;
+    if (method == BasisMethod::householder) return decompositions().householder(stream, count, rows, rank, sketch);
     const std::int64_t square = count * rank * rank;
     float* const copy = sketches_.room<float>(count * rows * rank);
     float* const gram = factors_.room<float>(2 * square + inverse_factor_floats(count, rank));
@@ -156,11 +151,18 @@ class CudaMatrixOps final : public MatrixOps {
   }
 
  private:
+  Decompositions& decompositions() {
+    if (decompositions_ == nullptr) decompositions_ = std::make_unique<Decompositions>(device_, gemm_, normalize_);
+    return *decompositions_;
+  }
+
+  Device& device_;
   Gemm& gemm_;
   Normalizer normalize_;
-  Scratch numbers_;   // Omega, X^T Q or Q Z, in turn
-  Scratch sketches_;  // a copy of the sketch
-  Scratch factors_;   // Gram matrices, their inverse factors and what finding them takes
+  Scratch numbers_;                                 // Omega, X^T Q or Q Z, in turn
+  Scratch sketches_;                                // a copy of the sketch
+  Scratch factors_;                                 // Gram matrices, their inverse factors and what finding them takes
+  std::unique_ptr<Decompositions> decompositions_;  // null until one is asked for
 };
 
 }  // namespace

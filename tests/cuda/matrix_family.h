@@ -71,11 +71,16 @@ class MatrixOpsOn {
     ops_.sketch(machine_.stream(), shape, rank, kind, power, keys, x.data(), y.data());
     return y.values();
   }
-  std::vector<float> basis(std::int64_t count, std::int64_t rows, std::int64_t rank,
+  std::vector<float> basis(BasisMethod method, std::int64_t count, std::int64_t rows, std::int64_t rank,
                            const std::vector<float>& sketches) const {
     const Values y(machine_, sketches);
-    ops_.orthonormal_basis(machine_.stream(), count, rows, rank, BasisMethod::cholesky_qr, y.data());
+    ops_.orthonormal_basis(machine_.stream(), count, rows, rank, method, y.data());
     return y.values();
+  }
+  std::vector<float> exact_polar(const StackShape& shape, const std::vector<float>& stack) const {
+    const Values x(machine_, stack);
+    ops_.exact_polar(machine_.stream(), shape, x.data());
+    return x.values();
   }
   std::vector<float> project(const StackShape& shape, std::int64_t rank, const std::vector<float>& bases,
                              const std::vector<float>& stack) const {
@@ -86,10 +91,11 @@ class MatrixOpsOn {
   }
   // Q NS(Q^T X) of each matrix, multiplied in double.
   std::vector<Dense> low_rank(const StackShape& shape, std::int64_t rank, Sketch kind, const NewtonSchulzSpec& spec,
-                              const std::vector<float>& stack) const {
+                              const std::vector<float>& stack, BasisMethod method = BasisMethod::cholesky_qr) const {
     std::vector<PhiloxKey> keys;
     for (std::int64_t i = 0; i < shape.count; ++i) keys.push_back(test_key(static_cast<std::uint32_t>(i)));
-    const std::vector<float> q = basis(shape.count, shape.rows, rank, sketch(shape, rank, kind, 0, keys, stack));
+    const std::vector<float> q =
+        basis(method, shape.count, shape.rows, rank, sketch(shape, rank, kind, 0, keys, stack));
     const std::vector<float> z = newton_schulz({shape.count, rank, shape.cols}, spec, project(shape, rank, q, stack));
     std::vector<Dense> all;
     for (std::int64_t i = 0; i < shape.count; ++i)
@@ -106,7 +112,6 @@ class MatrixFamily : public Family {
  protected:
   MatrixOpsOn on() const { return MatrixOpsOn(machine); }
   MatrixOps& ops() const { return machine.ops().matrix(); }
-  bool is_cpu() const { return GetParam().kind == Place::cpu; }
 };
 
 }  // namespace polaron::test
