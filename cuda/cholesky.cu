@@ -84,10 +84,11 @@ __device__ __forceinline__ void store_tile(float* matrix, std::int64_t rank, std
 }
 
 // w: lower triangle of a symmetric tile, zeros above -> L^-1 of it, in place. At step j columns right of j hold what is
-// left of the tile and those up to j the inverse so far: both lose column j of L times row j.
-__device__ void invert_factor(Tile& w, float (&column)[kTile], float (&row)[kTile]) {
+// left of the tile and those up to j the inverse so far: both lose column j of L times row j. From `size` on the tile
+// is the identity.
+__device__ void invert_factor(int size, Tile& w, float (&column)[kTile], float (&row)[kTile]) {
   const int t = static_cast<int>(threadIdx.x), c = t % kTile;
-  for (int j = 0; j < kTile; ++j) {
+  for (int j = 0; j < size; ++j) {
     if (t < kTile) {
       const float pivot = w[j][j];
       const float r = pivot <= 0.0F ? 0.0F : 1.0F / sqrtf(pivot);  // NaN stays NaN
@@ -95,7 +96,7 @@ __device__ void invert_factor(Tile& w, float (&column)[kTile], float (&row)[kTil
       row[t] = t > j ? w[t][j] * r : t == j ? r : w[j][t] * r;
     }
     __syncthreads();
-    for (int i = j + t / kTile; i < kTile; i += kRowsATurn) {
+    for (int i = j + t / kTile; i < size; i += kRowsATurn) {
       if (i == j) {
         if (c <= j) w[j][c] = row[c];
       } else if (c <= i) {
@@ -153,7 +154,8 @@ __global__ void __launch_bounds__(kThreads) cholesky_column(const Arguments a, s
     if (i != j) shared.left[r][c] -= own.values[pi][pj];
   });
   __syncthreads();
-  invert_factor(shared.right, shared.column, shared.row);
+  invert_factor(static_cast<int>(a.rank - j * kTile < kTile ? a.rank - j * kTile : kTile), shared.right, shared.column,
+                shared.row);
 
   if (i == j) {
     float* const to = a.inverses_of(j);

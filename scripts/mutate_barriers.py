@@ -22,7 +22,10 @@ FILTERS = {  # what can notice a barrier of a file; everything for headers
     "attention_plain.cu": "*Attention*",
     "attention_tile.h": "*Attention*",
     "sort.cu": "SortByKey*:*Embedding*",
-    "reduce.h": "*Norm*:*Loss*:*Elementwise*",
+    "cholesky.cu": "Cholesky*:*Basis*",
+    "decomposition.cu": "*Basis*",
+    "momentum_update.cu": "*MatrixUpdates*",
+    "reduce.h": "*Norm*:*Loss*:*Elementwise*:*Basis*:*NewtonSchulz*",
 }
 
 
