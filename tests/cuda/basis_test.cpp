@@ -1,5 +1,9 @@
 // Orthonormal bases of sketches by both methods, exact polar factors, and the kernels for Cholesky factors, on every
 // machine against double precision.
+#include <dlfcn.h>
+
+#include <string>
+
 #include "base/error.h"
 #include "cuda/cusolver.h"
 #include "cuda/matrix.h"
@@ -195,6 +199,13 @@ TEST(Cusolver, that_cannot_be_loaded_is_named_with_the_loaders_reason_and_what_d
   EXPECT_NE(missing.find("cholesky_qr"), std::string::npos) << missing;
   const std::string lacking = message_of(POLARON_LIBRARY_WITHOUT_ENTRY);
   EXPECT_NE(lacking.find("lacks the function cusolverDnCreate"), std::string::npos) << lacking;
+}
+
+TEST(Cusolver, has_every_function_where_it_is_installed) {
+  const std::string name = "libcusolver.so." + std::to_string(CUSOLVER_VER_MAJOR);
+  void* const library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) GTEST_SKIP() << dlerror();
+  EXPECT_NO_THROW(cuda::open_cusolver(name.c_str()));
 }
 
 }  // namespace
