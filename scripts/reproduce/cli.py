@@ -1,0 +1,302 @@
+"""Trains the models of a table with every optimizer, learning rate and seed of its grid, and writes the comparison.
+
+    python3 scripts/reproduce.py --table fair-gpt2 --out runs/fair --text my-text/ --train-bpe 4096
+    python3 scripts/reproduce.py --table gpt2-small --optimizers adamw,muon,low_rank_muon --ranks 50,100,200 --seeds 3 \\
+        --scale 0.02 --out runs/small --budget 8h
+
+Every run is a `polaron train` in a directory of its own below OUT/runs. Killed at any time, the same command with
+--resume goes on: a finished run is read, an interrupted one continues from its last checkpoint. A run of the same name
+with other settings is refused. Runs that diverge are rows that say so. Written after every run: OUT/table.md,
+results.csv (full runs), sweep.csv (the search for learning rates) and, where there is matplotlib, pictures.
+
+Rates: every optimizer gets the same number of learning rates on a grid of its own, a factor of 2 apart; the best by
+validation perplexity is trained with all seeds. In the fair tables those are full runs; --lrs auto (the other tables'
+default) chooses by runs of --sweep-fraction of the steps.
+
+Exit: 0 done, 2 something is wrong with the request (nothing was trained) or the data, 130/143 interrupted, 1 runs failed.
+"""
+
+import argparse
+import os
+import shlex
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+from . import estimate as estimates
+from . import report, scaling, tables, text
+from .base import Problem, format_duration, format_tokens, get, parse_duration, write_json
+from .grid import Grid, expand, find_methods, optimizer_settings, shard_tokens, vocabulary_size
+from .program import Polaron
+from .progress import Progress
+from .runs import Lock, Runner
+
+
+def names(text_: str) -> list:
+    return [word.strip() for word in text_.split(",") if word.strip()]
+
+
+def at_least(least: int):
+    def parse(word: str) -> int:
+        if not word.isdigit() or int(word) < least:
+            raise argparse.ArgumentTypeError(f"'{word}' is no whole number of at least {least}")
+        return int(word)
+
+    return parse
+
+
+def fraction(word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value <= 1.0:
+        raise argparse.ArgumentTypeError(f"'{word}' is no number above 0 and up to 1")
+    return value
+
+
+def duration(word: str) -> float:
+    try:
+        return parse_duration(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{word}' is no duration such as 90s, 20m or 1h30m") from error
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="reproduce.py", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--table", required=True, metavar="NAME", help=", ".join(tables.TABLES))
+    add("--out", required=True, type=Path, metavar="DIR", help="folder of the runs and the results")
+    add("--optimizers", type=names, metavar="NAME,...", help=f"of {', '.join(tables.OPTIMIZERS)} (default: the table's)")
+    add("--ranks", type=names, metavar="RANK,...", help="of the unscaled model, say 50,100 or 1/8,1/4")
+    add("--sketches", type=names, metavar="NAME,...", help="of columns, gaussian, power")
+    add("--seeds", type=at_least(1), metavar="N", help="seeds 1 to N (default: the table's, 3)")
+    add("--scale", type=fraction, default=1.0, metavar="S", help="shrinks tokens and model; the table states the rule")
+    add("--lrs", nargs="+", default=[], metavar="LRS", help="auto; or rates for all optimizers (0.01,0.02) or one "
+        "(muon=0.01,0.02)")
+    add("--number-of-lrs", type=at_least(1), metavar="N", help="of each optimizer's grid (default 3)")
+    add("--sweep-fraction", type=fraction, metavar="F", help="length of the runs that choose a learning rate; 1: full "
+        "runs, which count (auto: 0.25)")
+    add("--train", metavar="GLOB", help="training shards")
+    add("--validation", metavar="GLOB", help="validation shards")
+    add("--text", nargs="+", metavar="PATH", help="text to make shards of: folders, .txt, .jsonl (default: the sources "
+        "of Python's standard library)")
+    add("--tokenizer", metavar="NAME", help="of that text: bytes (the default), or a tokenizer.json")
+    add("--train-bpe", type=at_least(257), metavar="SIZE", help="train a BPE of SIZE entries on that text")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="put over the table's config, in all runs")
+    add("--budget", type=duration, metavar="TIME", help="refuse to start what would take longer, say 20m")
+    add("--processes", type=at_least(1), default=1, metavar="N", help="of each run, by mpirun")
+    add("--mpirun", default="mpirun", metavar="COMMAND", help="how to start them (default mpirun)")
+    add("--jobs", type=at_least(1), default=1, metavar="N", help="runs side by side (default 1)")
+    add("--threads", type=at_least(0), default=None, metavar="N", help="of each process (default: the cores / jobs)")
+    add("--nice", type=at_least(0), default=0, metavar="N", help="lower priority, up to 19")
+    add("--polaron", default=None, metavar="PATH", help="the program (default: build/release/polaron, or on PATH)")
+    add("--figures", type=names, default=["tokens", "seconds", "rates"], metavar="NAME,...",
+        help="of tokens, seconds, rates, width, or none (default tokens,seconds,rates)")
+    add("--widths", type=names, default=["128", "256", "512", "1024"], metavar="N,...", help="of the figure 'width'")
+    add("--no-bench", action="store_true", help="do not measure the optimizers' milliseconds a step")
+    add("--keep-checkpoints", action="store_true", help="of finished runs, too")
+    add("--resume", action="store_true", help="go on with what is in --out")
+    add("--report", action="store_true", help="train nothing; write the results of what is there")
+    add("--dry-run", action="store_true", help="train nothing; show the runs, and what is known of the time")
+    return parser
+
+
+def find_polaron(path) -> Polaron:
+    if path is None:
+        built = tables.REPOSITORY / "build" / "release" / "polaron"
+        path = str(built) if built.exists() else "polaron"
+    return Polaron(path)
+
+
+def parse_set(words: list) -> dict:
+    import json
+
+    settings = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise Problem(f"--set: '{word}' is not KEY=VALUE.")
+        try:
+            settings[key] = json.loads(value)
+        except ValueError:
+            settings[key] = value
+    return settings
+
+
+def complete(options, arguments: list):
+    """Checks what can be checked before anything is read or made."""
+    table = tables.find_table(options.table)
+    options.arms = tables.choose_arms(table, options.optimizers, options.ranks, options.sketches)
+    used = list(dict.fromkeys(arm.optimizer for arm in options.arms))
+    auto = "auto" in options.lrs
+    words = [word for word in options.lrs if word != "auto"]
+    options.rates = tables.parse_rates(words, table, used, options.number_of_lrs or table.number_of_rates)
+    if options.sweep_fraction is None:
+        options.sweep_fraction = 0.25 if auto else table.sweep_fraction if not words else 1.0
+    options.seed_list = list(range(1, (options.seeds or table.seeds) + 1))
+    options.cores = os.cpu_count() or 1
+    if options.threads is None:
+        options.threads = max(1, options.cores // (options.jobs * options.processes)) if options.jobs > 1 else 0
+    for figure in options.figures:
+        if figure not in ("tokens", "seconds", "rates", "width", "none"):
+            raise Problem(f"there is no figure '{figure}'. The figures are tokens, seconds, rates and width.")
+    if bool(options.train) != bool(options.validation):
+        raise Problem("--train and --validation go together: perplexity is measured on the validation shards.")
+    if options.train and options.text:
+        raise Problem("--text makes shards, --train names shards: give one of them.")
+    if options.processes > 1 and shutil.which(shlex.split(options.mpirun)[0]) is None:
+        raise Problem(f"there is no '{options.mpirun}' to start several processes. Debian, Ubuntu: sudo apt install "
+                      "openmpi-bin libopenmpi-dev, then build polaron again; or leave out --processes.")
+    for pattern in filter(None, (options.train, options.validation)):
+        if not expand(pattern):
+            raise Problem(f"no file matches '{pattern}'. Make shards by data/prepare_text.py, or give a text by --text.")
+    options.out = options.out.expanduser().absolute()
+    if (options.out / "runs").is_dir() and any((options.out / "runs").iterdir()) \
+            and not (options.resume or options.report or options.dry_run):
+        raise Problem(f"'{options.out}' holds runs already. Go on with them by --resume, or choose another --out.")
+    options.command = "python3 scripts/reproduce.py " + shlex.join(arguments)
+    return table
+
+
+def data_settings(options) -> dict:
+    """The shards of all runs; texts are turned into shards here."""
+    if options.train:
+        train, validation = options.train, options.validation
+    elif options.dry_run and not (options.out / "data" / "prepared.json").exists():
+        train, validation = str(options.out / "data/train_*.bin"), str(options.out / "data/validation_*.bin")
+    else:
+        bpe = options.train_bpe or (4096 if options.text and not options.tokenizer and options.table.startswith("fair")
+                                    else None)
+        train, validation = text.prepare(options, bpe)
+    return {"data.train": os.path.abspath(os.path.expanduser(train)),
+            "data.validation": os.path.abspath(os.path.expanduser(validation))}
+
+
+def make_grid(table, options, polaron: Polaron) -> tuple:
+    """(grid, facts for the report, effective config of the unscaled table, settings that all runs share)."""
+    config_path = tables.REPOSITORY / table.config
+    if not config_path.is_file():
+        raise Problem(f"the table {options.table} needs '{table.config}', which this checkout does not have.")
+    common = {**data_settings(options), **parse_set(options.set)}
+    base = polaron.effective(config_path, common)
+    shared = {**common, **scaling.scale(base, options.scale)}
+    width = shared.get("model.width", base["model"]["width"])
+    methods = find_methods(options.arms, base, width)
+    configs = {method.key: polaron.effective(config_path, {**shared, **optimizer_settings(method, base)})
+               for method in methods}
+    one = next(iter(configs.values()))
+    if not get(one, "validation.tokens") and not expand(common["data.validation"]):
+        raise Problem("there are no validation shards.")
+    steps = one["training"]["steps"]
+    if not get(one, "checkpoint.every"):
+        for config in configs.values():
+            config["checkpoint"] = {"every": max(1, steps // 20), "keep": 1}
+    grid = Grid(methods, options.rates, options.seed_list, options.sweep_fraction, configs, options.out)
+    tokens = steps * one["training"]["batch"] * one["training"]["sequence_length"]
+    there = shard_tokens(common["data.train"])
+    training = base["training"]
+    facts = {
+        "epochs": f" ({tokens / there:.2g} epochs of {format_tokens(there)})" if there else "",
+        "unscaled": f"{base['model']['layers']} layers of width {base['model']['width']}, {training['steps']:,} steps of "
+                    f"{training['batch']} x {training['sequence_length']} tokens",
+    }
+    return grid, facts, base, common
+
+
+def describe(grid, runner, options, estimate) -> None:
+    known = runner.refresh()
+    ended = sum(runner.results[run.name].ended for run in known)
+    runs = estimate.number_of_runs(runner.results)
+    left = estimate.left(runner.results)
+    words = f"{options.table}: {runs} runs of {len(grid.methods)} methods, {ended} done"
+    if left:
+        words += f"; about {format_duration(left)} left"
+    print(words, file=sys.stderr, flush=True)
+
+
+def dry_run(grid, runner, options) -> int:
+    estimate = estimates.Estimate(grid, options)
+    describe(grid, runner, options, estimate)
+    for run in runner.refresh():
+        result = runner.results[run.name]
+        grid.check(run)
+        print(f"{run.name:44} {run.steps:7} steps  {result.state}" + (f" at step {result.step}" if result.step else ""))
+    if estimate.left(runner.results) is None:
+        print("the time is measured by a probe before the first run", file=sys.stderr)
+    print("after these: the best rate of each method with the other seeds", file=sys.stderr)
+    return 0
+
+
+def write_results(table, grid, runner, options, facts, final: bool) -> str:
+    from . import bench as benches
+    from . import figures
+
+    bench = benches.Bench(options)
+    if final and not options.no_bench and not options.report:
+        bench.measure(grid, runner.polaron)
+    shown = report.make_report(table, grid, runner, options, facts, bench)
+    figures.draw(grid, runner, options, bench, table.title)
+    return shown
+
+
+def run(options, arguments: list) -> int:
+    table = complete(options, arguments)
+    polaron = find_polaron(options.polaron)
+    if options.report or options.dry_run:
+        grid, facts, _, _ = make_grid(table, options, polaron)
+        runner = Runner(grid, polaron, options, None, vocabulary_size(next(iter(grid.configs.values()))))
+        if options.dry_run:
+            return dry_run(grid, runner, options)
+        print(write_results(table, grid, runner, options, facts, True))
+        return 0
+    if options.nice:
+        os.nice(options.nice)
+    options.out.mkdir(parents=True, exist_ok=True)
+    lock = Lock(options.out)
+    try:
+        grid, facts, base, common = make_grid(table, options, polaron)
+        runner = Runner(grid, polaron, options, lock, vocabulary_size(next(iter(grid.configs.values()))))
+        known = runner.refresh()
+        for each in known:
+            grid.check(each)
+        write_json(options.out / "grid.json", {"command": options.command, "polaron": polaron.version(),
+                                               "rates": grid.rates, "seeds": grid.seeds, "scale": options.scale,
+                                               "sweep_fraction": grid.sweep_fraction,
+                                               "methods": [method.key for method in grid.methods]})
+        first = next((each for each in known if not runner.results[each.name].ended), None)
+        estimate = estimates.Estimate(grid, options)
+        if first is not None:
+            estimate = estimates.known_or_probed(grid, polaron, options, runner.results, first.config)
+            estimates.check_budget(estimate, runner.results, options, lambda: estimates.smaller_scale(
+                estimate.left(runner.results), options.budget, base, tables.REPOSITORY / table.config, polaron, common,
+                options.scale))
+        describe(grid, runner, options, estimate)
+        progress = Progress(estimate)
+
+        def on_end(ended_run, result) -> None:
+            progress.ended(ended_run, result, runner.results)
+            write_results(table, grid, runner, options, facts, False)
+
+        runner.loop(progress.poll, on_end)
+        print("\n" + write_results(table, grid, runner, options, facts, True))
+        print(f"wrote {options.out}/table.md, results.csv, sweep.csv")
+        return 1 if runner.failed else 0
+    finally:
+        lock.release()
+
+
+def main(arguments=None) -> int:
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options = make_parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that trainings are told to checkpoint
+    try:
+        return run(options, arguments)
+    except Problem as problem:
+        print(f"reproduce: {problem}", file=sys.stderr)
+        return problem.code
+    except KeyboardInterrupt:
+        print("\nreproduce: interrupted; go on with --resume", file=sys.stderr)
+        return 130

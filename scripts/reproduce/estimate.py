@@ -1,0 +1,151 @@
+"""How long the grid will take: from a short probe before the first run, from the runs themselves afterwards."""
+
+import json
+import shutil
+import statistics
+import subprocess
+from pathlib import Path
+
+from .base import Problem, format_duration, get, read_json, write_json
+from .program import Polaron, end_with_parent, environment, last_lines
+from .results import read_lines
+from .scaling import scale
+
+PROBE_STEPS, PROBE_VALIDATION_TOKENS = 4, 4096
+ENOUGH_STEPS = 20  # of a run, to judge its method's speed by
+
+
+def probe_config(config: dict, output: Path) -> dict:
+    """A few steps of the same model and batch, and a small validation."""
+    config = json.loads(json.dumps(config))
+    training = config["training"]
+    training["steps"] = PROBE_STEPS
+    training["tokens"] = PROBE_STEPS * training["batch"] * training["sequence_length"]
+    config["name"], config["output"] = "probe", str(output)
+    config["schedule"] = {"type": "constant"}
+    config["checkpoint"] = {"every": 0, "keep": 1}
+    config["sample"] = {"every": 0}
+    tokens = get(config, "validation.tokens", 0)
+    config["validation"]["every"] = 0
+    config["validation"]["tokens"] = min(tokens or PROBE_VALIDATION_TOKENS, PROBE_VALIDATION_TOKENS)
+    return config
+
+
+def probe(config: dict, polaron: Polaron, options) -> dict:
+    """{"step": seconds, "validation_token": seconds} of one run by itself; also finds out whether training works at all."""
+    folder = options.out / "probe"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        write_json(folder / "probe.json", probe_config(config, folder / "run"))
+        command = [polaron.path, "train", str(folder / "probe.json")]
+        if options.threads:
+            command += ["--threads", str(options.threads)]
+        if options.processes > 1:
+            command = [*options.mpirun.split(), "-n", str(options.processes), *command]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL,
+                              check=False, env=environment(options.nice), preexec_fn=end_with_parent)  # noqa: PLW1509
+        lines, _ = read_lines(folder / "run" / "metrics.jsonl")
+        steps = [line["ms"] / 1e3 for line in lines if line.get("kind") == "step" and line.get("ms")]
+        if done.returncode != 0 or not steps:
+            raise Problem(f"a probe of {PROBE_STEPS} steps failed with exit code {done.returncode}; nothing is started. Its "
+                          f"last lines:\n{last_lines(done.stdout + done.stderr)}", done.returncode or 2)
+        validation = next((line for line in lines if line.get("kind") == "validation"), None)
+        token = validation["ms"] / 1e3 / validation["val_tokens"] if validation and validation.get("val_tokens") else 0.0
+        return {"step": statistics.median(steps[1:] or steps), "validation_token": token}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Estimate:
+    """Seconds that are left, from `probed` (see probe) and the results of runs."""
+
+    def __init__(self, grid, options, probed=None):
+        self.grid, self.options, self.probed = grid, options, probed
+
+    @staticmethod
+    def speeds(grid, results: dict) -> dict:
+        """Method key -> seconds a step, validation included, of the methods that have run long enough."""
+        found = {}
+        for run in grid.known(results):
+            result = results.get(run.name)
+            if result and result.step >= min(ENOUGH_STEPS, run.steps) and result.seconds > 0:
+                total = found.setdefault(run.method.key, [0.0, 0])
+                total[0] += result.seconds + (result.validation_seconds if run.full else 0.0)
+                total[1] += result.step
+        return {key: seconds / steps for key, (seconds, steps) in found.items()}
+
+    def probe_speed(self) -> float:
+        config = next(iter(self.grid.configs.values()))
+        steps, every = config["training"]["steps"], get(config, "validation.every", 0)
+        validations = 1 + (steps // every if every else 0)
+        return self.probed["step"] + validations * get(config, "validation.tokens", 0) * self.probed["validation_token"] / steps
+
+    def left(self, results: dict, active=()):
+        """Seconds of wall time until the grid is done, None where nothing is known. `active`: (run name, steps done)."""
+        speeds = self.speeds(self.grid, results)
+        if not speeds and self.probed is None:
+            return None
+        usual = statistics.mean(speeds.values()) if speeds else self.probe_speed()
+        progress = {name: result.step for name, result in results.items()} | dict(active)
+        total = 0.0
+        for method in self.grid.methods:
+            speed = speeds.get(method.key, usual)
+            for name, steps in self.grid.total_steps(method, results).items():
+                if not (name in results and results[name].ended):
+                    total += speed * max(0, steps - progress.get(name, 0))
+        return total / self.options.jobs
+
+    def number_of_runs(self, results: dict) -> int:
+        return sum(len(self.grid.total_steps(method, results)) for method in self.grid.methods)
+
+
+def known_or_probed(grid, polaron: Polaron, options, results: dict, first_config: dict) -> Estimate:
+    """Probes only where neither a run nor a former probe of the same settings tells the speed."""
+    path = options.out / "probe.json"
+    if Estimate.speeds(grid, results):
+        return Estimate(grid, options)
+    training, model = first_config["training"], first_config["model"]
+    settings = {"training": training, "model": model, "threads": options.threads, "processes": options.processes,
+                "polaron": polaron.path}
+    former = read_json(path)
+    if former is None or former.get("settings") != settings:
+        former = {"settings": settings, "seconds": probe(first_config, polaron, options)}
+        write_json(path, former)
+    return Estimate(grid, options, former["seconds"])
+
+
+def smaller_scale(left: float, budget: float, base: dict, config_path, polaron: Polaron, data: dict, s: float):
+    """The largest scale (of two digits) whose FLOPs fit the budget at the present speed, None where none does."""
+
+    def work(chosen: float) -> float:
+        settings = {**data, **scale(base, chosen)}
+        plan = polaron.plan(config_path, settings, 1)
+        steps = settings.get("training.steps", base["training"]["steps"])
+        return plan["flops_a_token"] * plan["tokens_a_step"] * steps
+
+    now, low, high = work(s), 1e-5, s
+    if work(low) * left > budget * now:
+        return None
+    for _ in range(10):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if work(middle) * left <= budget * now else (low, middle)
+    digits = f"{low:.1e}"
+    rounded = float(digits)
+    return rounded if rounded <= low else float(f"{low * 0.95:.1e}")
+
+
+def check_budget(estimate: Estimate, results: dict, options, smaller) -> None:
+    """Refuses a grid that takes longer. `smaller`: () -> a scale that would fit, or None."""
+    left = estimate.left(results)
+    if options.budget is None or left is None or left <= options.budget:
+        return
+    runs = estimate.number_of_runs(results) - sum(result.ended for result in results.values())
+    fitting = int(runs * options.budget / left)
+    words = [f"{fitting} of the {runs} runs that are left would fit" if fitting else "not even one run would fit"]
+    chosen = smaller()
+    if chosen:
+        words.append(f"with --scale {chosen:g} and a new --out all of them would")
+    if len(options.seed_list) > 1:
+        words.append("--seeds 1 or fewer --optimizers and --ranks make fewer runs")
+    raise Problem(f"the grid needs about {format_duration(left)}, {format_duration(left - options.budget)} more than the "
+                  f"--budget of {format_duration(options.budget)}: {'; '.join(words)}. Nothing was started.")

@@ -1,0 +1,5 @@
+"""Pictures of a grid."""
+
+
+def draw(grid, runner, options, bench, title: str) -> None:
+    """Later."""

@@ -1,0 +1,239 @@
+"""The grid: which runs there are, each with its config in full, and which of them can be started next."""
+
+import copy
+import glob
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import scaling
+from .base import Problem, flatten, get, rate_text, read_json, write_json
+from .tables import LOW_RANK, OPTIMIZERS, Arm
+
+# Of the base config's group `matrices`, what a group of another type takes over where its type uses the key too.
+CARRIED = ("momentum", "momentum_form", "nesterov", "momentum_warmup_steps", "momentum_start", "orthogonalizer",
+           "coefficients", "newton_schulz_steps", "newton_schulz_precision", "scale", "weight_decay", "basis")
+MOMENTUM_KEYS = ("momentum", "momentum_form", "nesterov", "momentum_warmup_steps", "momentum_start")
+ORTHOGONALIZING = ("muon", "low_rank_muon", "msgd", "low_rank_msgd")
+# Settings that do not change what a run computes.
+FREE = {"name", "output", "threads", "checkpoint.every", "checkpoint.keep"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """An arm at this grid's scale: `rank` in directions, `asked` as the command line had it."""
+
+    optimizer: str
+    rank: int = 0
+    asked: str = ""
+    sketch: str = ""
+
+    @property
+    def key(self) -> str:
+        return f"{self.optimizer}-r{self.rank}-{self.sketch}" if self.rank else self.optimizer
+
+    @property
+    def label(self) -> str:
+        if not self.rank:
+            return OPTIMIZERS[self.optimizer]
+        asked = "" if self.asked == str(self.rank) else f" = {self.asked}" if "/" in self.asked else f" (for {self.asked})"
+        return f"{OPTIMIZERS[self.optimizer]}, rank {self.rank}{asked}, {self.sketch}"
+
+
+@dataclass
+class Run:
+    name: str
+    method: Method
+    rate: float
+    seed: int
+    full: bool  # of the table's length; else a shorter one that only chooses the learning rate
+    config: dict = field(repr=False)
+    steps: int = 0
+
+    @property
+    def label(self) -> str:
+        return f"{self.method.label}, lr {rate_text(self.rate)}, " + (f"seed {self.seed}" if self.full else "sweep")
+
+
+def find_methods(arms: list, base: dict, width: int) -> list:
+    """The arms with their ranks for models of `width`, from those of the base config's width."""
+    methods = []
+    for arm in arms:
+        if not arm.rank:
+            methods.append(Method(arm.optimizer))
+            continue
+        numerator, slash, denominator = arm.rank.partition("/")
+        asked = int(numerator)
+        if slash:
+            rank = max(1, width * asked // int(denominator))
+        elif asked > base["model"]["width"]:
+            raise Problem(f"there is no rank {asked} in a model of width {base['model']['width']}. A rank is a whole number "
+                          "from 1 to the width, or a fraction of it such as 1/8.")
+        else:
+            rank = asked if width == base["model"]["width"] else scaling.scaled_rank(asked, width / base["model"]["width"])
+        methods.append(Method(arm.optimizer, min(rank, width), arm.rank, arm.sketch))
+    unique = {}
+    for method in methods:
+        unique.setdefault(method.key, method)
+    return list(unique.values())
+
+
+def optimizer_settings(method: Method, base: dict) -> dict:
+    settings = {"optimizer.matrices.type": method.optimizer}
+    group = get(base, "optimizer.matrices", {})
+    if method.optimizer in ORTHOGONALIZING and group.get("type") in ORTHOGONALIZING and group["type"] != method.optimizer:
+        for key in CARRIED:
+            if key in MOMENTUM_KEYS and method.optimizer.endswith("msgd"):
+                continue
+            if key == "basis" and method.optimizer not in LOW_RANK:
+                continue
+            if key in group:
+                settings[f"optimizer.matrices.{key}"] = group[key]
+    if method.rank:
+        settings |= {"optimizer.matrices.rank": method.rank, "optimizer.matrices.sketch": method.sketch}
+    return settings
+
+
+@dataclass
+class Grid:
+    """All that may be run. `rates` by optimizer; the sweep takes the first seed."""
+
+    methods: list
+    rates: dict
+    seeds: list
+    sweep_fraction: float
+    configs: dict  # method key -> effective config, without rate and seed
+    folder: Path
+
+    def run(self, method: Method, rate: float, seed: int, full: bool) -> Run:
+        name = f"{method.key}-lr{rate_text(rate)}-" + (f"s{seed}" if full else "sweep")
+        config = copy.deepcopy(self.configs[method.key])
+        config["optimizer"]["matrices"]["lr"] = rate
+        config["seed"], config["name"] = seed, name
+        config["output"] = str(self.folder / "runs" / name)
+        training = config["training"]
+        if not full:
+            whole = training["steps"]
+            training["steps"] = max(1, round(whole * self.sweep_fraction))
+            warmup = get(config, "schedule.warmup_steps", 0)
+            if warmup:
+                config["schedule"]["warmup_steps"] = min(warmup, max(1, round(warmup * self.sweep_fraction)))
+            config["validation"]["every"] = 0
+            training["tokens"] = training["steps"] * training["batch"] * training["sequence_length"]
+        return Run(name, method, rate, seed, full, config, training["steps"])
+
+    def sweep(self, method: Method) -> list:
+        """The runs that choose the method's rate: none where there is nothing to choose."""
+        rates = self.rates[method.optimizer]
+        full = self.sweep_fraction >= 1.0
+        if len(rates) == 1 and not full:
+            return []
+        return [self.run(method, rate, self.seeds[0], full) for rate in rates]
+
+    def best_rate(self, method: Method, results: dict):
+        """The rate of the lowest validation loss, None as long as the sweep goes on or where all of it diverged."""
+        runs = self.sweep(method)
+        if not runs:
+            return self.rates[method.optimizer][0]
+        found = [results.get(run.name) for run in runs]
+        if any(result is None or not result.ended for result in found):
+            return None
+        good = [(result.val_loss, run.rate) for run, result in zip(runs, found) if result.good]
+        return min(good)[1] if good else None
+
+    def final(self, method: Method, results: dict) -> list:
+        """The runs that the table is made of, as far as the rate is known."""
+        rate = self.best_rate(method, results)
+        return [] if rate is None else [self.run(method, rate, seed, True) for seed in self.seeds]
+
+    def known(self, results: dict) -> list:
+        """All runs known by now, in the order in which they are to be started."""
+        sweeps = [self.sweep(method) for method in self.methods]
+        order = []
+        # The middle rates of all methods first: an interrupted grid then says something about each.
+        for distance in range(max(map(len, sweeps), default=0)):
+            for runs in sweeps:
+                by_distance = sorted(runs, key=lambda run, runs=runs: abs(runs.index(run) - len(runs) // 2))
+                order += by_distance[distance:distance + 1]
+        finals = [self.final(method, results) for method in self.methods]
+
+        def best(runs: list) -> float:
+            found = [results[run.name].val_loss for run in runs if run.name in results and results[run.name].good]
+            return min(found, default=float("inf"))
+
+        # Seed by seed, the closest to the best one first: so far as time goes, the closest ones have their seeds.
+        for i in range(len(self.seeds)):
+            order += [runs[i] for runs in sorted(finals, key=best) if i < len(runs)]
+        return list({run.name: run for run in order}.values())
+
+    def total_steps(self, method: Method, results: dict) -> dict:
+        """Name -> steps of all runs that the method will have; names of those whose rate is open are made up."""
+        runs = {run.name: run.steps for run in [*self.sweep(method), *self.final(method, results)]}
+        swept = [results.get(run.name) for run in self.sweep(method)]
+        if self.best_rate(method, results) is None and not (swept and all(result and result.ended for result in swept)):
+            steps = self.configs[method.key]["training"]["steps"]
+            already = 1 if self.sweep_fraction >= 1.0 else 0
+            runs |= {f"{method.key}-later-{i}": steps for i in range(len(self.seeds) - already)}
+        return runs
+
+    def check(self, run: Run) -> bool:
+        """Whether the run's config is frozen already; refused where it is another one."""
+        former = read_json(self.folder / "configs" / f"{run.name}.json",
+                           f"Remove it and '{self.folder / 'runs' / run.name}' to run it anew.")
+        if former is None:
+            return False
+        words = differences(former, run.config)
+        if words:
+            raise Problem(f"the run '{run.name}' in '{self.folder}' has other settings than now: {'; '.join(words)}. Give "
+                          "the settings it was started with, another --out, or remove its files below configs/ and runs/.")
+        return True
+
+    def freeze(self, run: Run) -> None:
+        """Writes the run's config, from which it is trained and continued whatever happens to the files it came from."""
+        if not self.check(run):
+            write_json(self.folder / "configs" / f"{run.name}.json", run.config)
+
+
+def expand(pattern: str) -> list:
+    """Files of a shard pattern with *, ? and {a,b}, as the program reads it."""
+    pattern = str(Path(pattern).expanduser())
+    begin, end = pattern.find("{"), pattern.find("}")
+    if 0 <= begin < end:
+        return sorted({file for part in pattern[begin + 1:end].split(",")
+                       for file in expand(pattern[:begin] + part + pattern[end + 1:])})
+    return sorted(glob.glob(pattern))
+
+
+def shard_tokens(pattern: str) -> int:
+    """Tokens in the shards, by their headers."""
+    total = 0
+    for file in expand(pattern):
+        with open(file, "rb") as shard:
+            shard.seek(8)
+            total += int.from_bytes(shard.read(4), "little")
+    return total
+
+
+def vocabulary_size(config: dict) -> int:
+    """Entries of the vocabulary, 0 where it is not known."""
+    if get(config, "model.vocabulary"):
+        return get(config, "model.vocabulary")
+    path = get(config, "data.vocabulary")
+    if not path:
+        shards = expand(get(config, "data.train", ""))
+        path = Path(shards[0]).parent / "vocabulary.json" if shards else ""
+    try:
+        return int(json.loads(Path(path).read_text(encoding="utf-8"))["size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def differences(old: dict, new: dict) -> list:
+    """What differs between two effective configs, in words. Keys that only the newer program knows are left out."""
+    old, new = flatten(old), flatten(new)
+    words = []
+    for key, value in old.items():
+        if key in FREE or key.split(".")[0] in ("sample",) or (key in new and new[key] == value):
+            continue
+        words.append(f"{key} was {json.dumps(value)}, now {json.dumps(new[key]) if key in new else 'not there'}")
+    return words
