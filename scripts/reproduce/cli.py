@@ -17,6 +17,7 @@ Exit: 0 done, 2 something is wrong with the request (nothing was trained) or the
 """
 
 import argparse
+import json
 import os
 import shlex
 import shutil
@@ -112,8 +113,6 @@ def find_polaron(path) -> Polaron:
 
 
 def parse_set(words: list) -> dict:
-    import json
-
     settings = {}
     for word in words:
         key, equals, value = word.partition("=")
@@ -238,7 +237,7 @@ def write_results(table, grid, runner, options, facts, final: bool) -> str:
     if final and not options.no_bench and not options.report:
         bench.measure(grid, runner.polaron)
     shown = report.make_report(table, grid, runner, options, facts, bench)
-    figures.draw(grid, runner, options, bench, table.title)
+    figures.draw(grid, runner, options, bench, table.title, final)
     return shown
 
 
