@@ -24,7 +24,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from plot_run import Problem, default_title, metrics_path, number, plain_text, read_run, save, short, use_log_scale
+from plot_run import (Problem, default_title, metrics_path, number, plain_text, plural, read_run, save, short,
+                      use_log_scale)
 
 SHARE = 0.9  # of the nuclear norm
 PANELS = 8  # at most, in a picture
@@ -45,8 +46,8 @@ def spectra_path(argument: str) -> Path:
     path = Path(argument)
     if path.is_dir():
         if not (path / "spectra.jsonl").is_file():
-            raise Problem(f"'{argument}' holds no spectra.jsonl. Train with diagnostics.spectra in the config, or give the "
-                          "directory of another run.")
+            raise Problem(f"'{argument}' holds no spectra.jsonl. Train with diagnostics.spectra in the config, or give "
+                          "the directory of another run.")
         return path / "spectra.jsonl"
     if not path.is_file():
         raise Problem(f"'{argument}' does not exist. Give the directory of a run, or its spectra.jsonl.")
@@ -126,7 +127,8 @@ def nearest_step(spectra: list, wanted) -> int:
 
 
 def kinds_of(spectra: list) -> list:
-    return list(dict.fromkeys(spectrum.kind for spectrum in sorted(spectra, key=lambda spectrum: spectrum.layer)))[:PANELS]
+    by_layer = sorted(spectra, key=lambda spectrum: spectrum.layer)
+    return list(dict.fromkeys(spectrum.kind for spectrum in by_layer))[:PANELS]
 
 
 def panels(kinds: list, title: str):
@@ -179,8 +181,8 @@ def draw_decay(spectra: list, step: int, title: str, out: Path) -> None:
     use_log_scale(axes[0], lowest / 1.5, 1.5)
     for panel in axes[::max(1, min(4, len(kinds)) if len(kinds) != 4 else 2)]:
         panel.set_ylabel("share of the largest")
-    finish(figure, out, len(layers) > 1 and (ScalarMappable(Normalize(layers[0], layers[-1]), truncated_viridis()), layers),
-           axes[:len(kinds)])
+    scale = (ScalarMappable(Normalize(layers[0], layers[-1]), truncated_viridis()), layers) if len(layers) > 1 else None
+    finish(figure, out, scale)
 
 
 def truncated_viridis():
@@ -213,10 +215,10 @@ def draw_rank(spectra: list, title: str, out: Path) -> None:
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    finish(figure, out, None, [])
+    finish(figure, out, None)
 
 
-def finish(figure, out: Path, scale, axes: list) -> None:
+def finish(figure, out: Path, scale) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
@@ -254,7 +256,7 @@ def main(arguments=None) -> int:
         path = spectra_path(options.run)
         spectra, bad = read_spectra(path)
         if bad:
-            print(f"plot_spectra: '{path}': skipped {bad} line{'s' if bad > 1 else ''} without a spectrum", file=sys.stderr)
+            print(f"plot_spectra: '{path}': skipped {plural(bad, 'line')} without a spectrum", file=sys.stderr)
         if not spectra:
             raise Problem(f"'{path}' holds no spectrum yet.")
         of = options.of or ("momentum" if any(spectrum.of == "momentum" for spectrum in spectra) else "gradient")

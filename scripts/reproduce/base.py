@@ -16,7 +16,7 @@ class Problem(Exception):
 
 
 def write_atomically(path: Path, content) -> None:
-    """Writes beside the file, flushes and renames: whenever the program is killed, the file is the old or the new one."""
+    """Writes beside the file, flushes and renames: whenever the program is killed, the file is the old or the new."""
     data = content if isinstance(content, bytes) else content.encode("utf-8")
     temporary = None
     try:

@@ -43,16 +43,13 @@ class Bench:
             if str(rank) in self.values:
                 continue
             method = next(method for method in grid.methods if method.rank == rank)
-            config = self.options.out / "configs" / f"{grid.run(method, grid.rates[method.optimizer][0], 1, True).name}.json"
-            if not config.exists():
-                found = sorted((self.options.out / "configs").glob(f"{method.key}-lr*.json"))
-                if not found:
-                    continue
-                config = found[0]
+            configs = sorted((self.options.out / "configs").glob(f"{method.key}-lr*.json"))
+            if not configs:
+                continue
             load = os.getloadavg()[0]
             settings = {"threads": self.options.threads} if self.options.threads else {}
             try:
-                measured = polaron.bench_optimizer(config, settings, REPEATS)
+                measured = polaron.bench_optimizer(configs[0], settings, REPEATS)
             except Problem as problem:
                 print(f"reproduce: the optimizers' times are left out: {problem}", file=sys.stderr)
                 return

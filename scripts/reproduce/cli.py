@@ -1,8 +1,8 @@
 """Trains the models of a table with every optimizer, learning rate and seed of its grid, and writes the comparison.
 
     python3 scripts/reproduce.py --table fair-gpt2 --out runs/fair --text my-text/ --train-bpe 4096
-    python3 scripts/reproduce.py --table gpt2-small --optimizers adamw,muon,low_rank_muon --ranks 50,100,200 --seeds 3 \\
-        --scale 0.02 --out runs/small --budget 8h
+    python3 scripts/reproduce.py --table gpt2-small --optimizers adamw,muon,low_rank_muon --ranks 50,100,200 \\
+        --seeds 3 --scale 0.02 --out runs/small --budget 8h
 
 Every run is a `polaron train` in a directory of its own below OUT/runs. Killed at any time, the same command with
 --resume goes on: a finished run is read, an interrupted one continues from its last checkpoint. A run of the same name
@@ -13,7 +13,8 @@ Rates: every optimizer gets the same number of learning rates on a grid of its o
 validation perplexity is trained with all seeds. In the fair tables those are full runs; --lrs auto (the other tables'
 default) chooses by runs of --sweep-fraction of the steps.
 
-Exit: 0 done, 2 something is wrong with the request (nothing was trained) or the data, 130/143 interrupted, 1 runs failed.
+Exit: 0 done, 1 runs failed, 2 something is wrong with the request (nothing was trained), 3 with files, 130 or 143
+interrupted; else as polaron.
 """
 
 import argparse
@@ -70,7 +71,8 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--table", required=True, metavar="NAME", help=", ".join(tables.TABLES))
     add("--out", required=True, type=Path, metavar="DIR", help="folder of the runs and the results")
-    add("--optimizers", type=names, metavar="NAME,...", help=f"of {', '.join(tables.OPTIMIZERS)} (default: the table's)")
+    add("--optimizers", type=names, metavar="NAME,...",
+        help=f"of {', '.join(tables.OPTIMIZERS)} (default: the table's)")
     add("--ranks", type=names, metavar="RANK,...", help="of the unscaled model, say 50,100 or 1/8,1/4")
     add("--sketches", type=names, metavar="NAME,...", help="of columns, gaussian, power")
     add("--seeds", type=at_least(1), metavar="N", help="seeds 1 to N (default: the table's, 3)")
@@ -80,6 +82,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--number-of-lrs", type=at_least(1), metavar="N", help="of each optimizer's grid (default 3)")
     add("--sweep-fraction", type=fraction, metavar="F", help="length of the runs that choose a learning rate; 1: full "
         "runs, which count (auto: 0.25)")
+    add("--extend", type=at_least(0), default=0, metavar="N", help="where the best rate is an end of its grid, try "
+        "up to N more beyond (default 0)")
     add("--train", metavar="GLOB", help="training shards")
     add("--validation", metavar="GLOB", help="validation shards")
     add("--text", nargs="+", metavar="PATH", help="text to make shards of: folders, .txt, .jsonl (default: the sources "
@@ -151,7 +155,8 @@ def complete(options, arguments: list):
                       "openmpi-bin libopenmpi-dev, then build polaron again; or leave out --processes.")
     for pattern in filter(None, (options.train, options.validation)):
         if not expand(pattern):
-            raise Problem(f"no file matches '{pattern}'. Make shards by data/prepare_text.py, or give a text by --text.")
+            raise Problem(f"no file matches '{pattern}'. Make shards by data/prepare_text.py, or give a text by "
+                          "--text.")
     options.out = options.out.expanduser().absolute()
     if (options.out / "runs").is_dir() and any((options.out / "runs").iterdir()) \
             and not (options.resume or options.report or options.dry_run):
@@ -193,14 +198,15 @@ def make_grid(table, options, polaron: Polaron) -> tuple:
     if not get(one, "checkpoint.every"):
         for config in configs.values():
             config["checkpoint"] = {"every": max(1, steps // 20), "keep": 1}
-    grid = Grid(methods, options.rates, options.seed_list, options.sweep_fraction, configs, options.out)
+    grid = Grid(methods, options.rates, options.seed_list, options.sweep_fraction, configs, options.out,
+                options.extend)
     tokens = steps * one["training"]["batch"] * one["training"]["sequence_length"]
     there = shard_tokens(common["data.train"])
     training = base["training"]
     facts = {
         "epochs": f" ({tokens / there:.2g} epochs of {format_tokens(there)})" if there else "",
-        "unscaled": f"{base['model']['layers']} layers of width {base['model']['width']}, {training['steps']:,} steps of "
-                    f"{training['batch']} x {training['sequence_length']} tokens",
+        "unscaled": f"{base['model']['layers']} layers of width {base['model']['width']}, {training['steps']:,} steps "
+                    f"of {training['batch']} x {training['sequence_length']} tokens",
     }
     return grid, facts, base, common
 
@@ -277,7 +283,10 @@ def run(options, arguments: list) -> int:
 
         def on_end(ended_run, result) -> None:
             progress.ended(ended_run, result, runner.results)
-            write_results(table, grid, runner, options, facts, False)
+            try:
+                write_results(table, grid, runner, options, facts, False)
+            except Exception as problem:  # noqa: BLE001 - trainings need no table; at the end it is written again
+                print(f"reproduce: the results so far are not written ({problem!r}); training goes on", file=sys.stderr)
 
         runner.loop(progress.poll, on_end)
         print("\n" + write_results(table, grid, runner, options, facts, True))

@@ -32,7 +32,7 @@ def probe_config(config: dict, output: Path) -> dict:
 
 
 def probe(config: dict, polaron: Polaron, options) -> dict:
-    """{"step": seconds, "validation_token": seconds} of one run by itself; also finds out whether training works at all."""
+    """{"step": seconds, "validation_token": seconds} of a short run; also finds out whether training works at all."""
     folder = options.out / "probe"
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -47,10 +47,11 @@ def probe(config: dict, polaron: Polaron, options) -> dict:
         lines, _ = read_lines(folder / "run" / "metrics.jsonl")
         steps = [line["ms"] / 1e3 for line in lines if line.get("kind") == "step" and line.get("ms")]
         if done.returncode != 0 or not steps:
-            raise Problem(f"a probe of {PROBE_STEPS} steps failed with exit code {done.returncode}; nothing is started. Its "
-                          f"last lines:\n{last_lines(done.stdout + done.stderr)}", done.returncode or 2)
+            raise Problem(f"a probe of {PROBE_STEPS} steps failed with exit code {done.returncode}; nothing is "
+                          f"started. Its last lines:\n{last_lines(done.stdout + done.stderr)}", done.returncode or 2)
         validation = next((line for line in lines if line.get("kind") == "validation"), None)
-        token = validation["ms"] / 1e3 / validation["val_tokens"] if validation and validation.get("val_tokens") else 0.0
+        tokens = validation["val_tokens"] if validation else 0
+        token = validation["ms"] / 1e3 / tokens if tokens else 0.0
         return {"step": statistics.median(steps[1:] or steps), "validation_token": token}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -78,10 +79,11 @@ class Estimate:
         config = next(iter(self.grid.configs.values()))
         steps, every = config["training"]["steps"], get(config, "validation.every", 0)
         validations = 1 + (steps // every if every else 0)
-        return self.probed["step"] + validations * get(config, "validation.tokens", 0) * self.probed["validation_token"] / steps
+        tokens = validations * get(config, "validation.tokens", 0)
+        return self.probed["step"] + tokens * self.probed["validation_token"] / steps
 
     def left(self, results: dict, active=()):
-        """Seconds of wall time until the grid is done, None where nothing is known. `active`: (run name, steps done)."""
+        """Seconds of wall time until the grid is done, None if nothing is known. `active`: (run name, steps done)."""
         speeds = self.speeds(self.grid, results)
         if not speeds and self.probed is None:
             return None
@@ -147,5 +149,5 @@ def check_budget(estimate: Estimate, results: dict, options, smaller) -> None:
         words.append(f"with --scale {chosen:g} and a new --out all of them would")
     if len(options.seed_list) > 1:
         words.append("--seeds 1 or fewer --optimizers and --ranks make fewer runs")
-    raise Problem(f"the grid needs about {format_duration(left)}, {format_duration(left - options.budget)} more than the "
-                  f"--budget of {format_duration(options.budget)}: {'; '.join(words)}. Nothing was started.")
+    raise Problem(f"the grid needs about {format_duration(left)}, {format_duration(left - options.budget)} more than "
+                  f"the --budget of {format_duration(options.budget)}: {'; '.join(words)}. Nothing was started.")

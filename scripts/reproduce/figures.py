@@ -30,7 +30,7 @@ def style_of(number: int) -> dict:
 
 def chosen(grid, method, results: dict) -> list:
     """The results that stand for a method: its full runs; as long as its rate is open, the best of them so far."""
-    runs = grid.final(method, results) or [run for run in grid.sweep(method) if run.full]
+    runs = grid.final(method, results) or [run for run in grid.sweep(method, results) if run.full]
     found = [results[run.name] for run in runs if run.name in results and results[run.name].validations]
     if not grid.final(method, results) and found:
         found = [min(found, key=lambda result: result.val_loss)]
@@ -111,7 +111,7 @@ def draw_rates(grid, results: dict, title: str, path) -> None:
 
     lines = []
     for method in grid.methods:
-        points = [(run.rate, results[run.name]) for run in grid.sweep(method)
+        points = [(run.rate, results[run.name]) for run in grid.sweep(method, results)
                   if run.name in results and results[run.name].ended]
         if len(points) > 1:
             lines.append((method, points))
@@ -208,8 +208,9 @@ def draw(grid, runner, options, bench, title: str, final: bool = True) -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         if final:
-            print("reproduce: no pictures, for matplotlib is missing. Debian, Ubuntu: sudo apt install python3-matplotlib "
-                  f"(for /usr/bin/python3); elsewhere: {sys.executable} -m pip install matplotlib.", file=sys.stderr)
+            print("reproduce: no pictures, for matplotlib is missing. Debian, Ubuntu: sudo apt install "
+                  f"python3-matplotlib (for /usr/bin/python3); elsewhere: {sys.executable} -m pip install matplotlib.",
+                  file=sys.stderr)
         return
     results = runner.results
     for axis in ("tokens", "seconds"):

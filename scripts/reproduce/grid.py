@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import scaling
 from .base import Problem, flatten, get, rate_text, read_json, write_json
-from .tables import LOW_RANK, OPTIMIZERS, Arm
+from .tables import LOW_RANK, OPTIMIZERS, RATE_RATIO
 
 # Of the base config's group `matrices`, what a group of another type takes over where its type uses the key too.
 CARRIED = ("momentum", "momentum_form", "nesterov", "momentum_warmup_steps", "momentum_start", "orthogonalizer",
@@ -36,7 +36,8 @@ class Method:
     def label(self) -> str:
         if not self.rank:
             return OPTIMIZERS[self.optimizer]
-        asked = "" if self.asked == str(self.rank) else f" = {self.asked}" if "/" in self.asked else f" (for {self.asked})"
+        asked = f" = {self.asked}" if "/" in self.asked else f" (for {self.asked})"
+        asked = "" if self.asked == str(self.rank) else asked
         return f"{OPTIMIZERS[self.optimizer]}, rank {self.rank}{asked}, {self.sketch}"
 
 
@@ -57,7 +58,7 @@ class Run:
 
 def find_methods(arms: list, base: dict, width: int) -> list:
     """The arms with their ranks for models of `width`, from those of the base config's width."""
-    methods = []
+    whole, methods = base["model"]["width"], []
     for arm in arms:
         if not arm.rank:
             methods.append(Method(arm.optimizer))
@@ -66,11 +67,11 @@ def find_methods(arms: list, base: dict, width: int) -> list:
         asked = int(numerator)
         if slash:
             rank = max(1, width * asked // int(denominator))
-        elif asked > base["model"]["width"]:
-            raise Problem(f"there is no rank {asked} in a model of width {base['model']['width']}. A rank is a whole number "
-                          "from 1 to the width, or a fraction of it such as 1/8.")
+        elif asked > whole:
+            raise Problem(f"there is no rank {asked} in a model of width {whole}. A rank is a whole number from 1 to "
+                          "the width, or a fraction of it such as 1/8.")
         else:
-            rank = asked if width == base["model"]["width"] else scaling.scaled_rank(asked, width / base["model"]["width"])
+            rank = asked if width == whole else scaling.scaled_rank(asked, width / whole)
         methods.append(Method(arm.optimizer, min(rank, width), arm.rank, arm.sketch))
     unique = {}
     for method in methods:
@@ -81,7 +82,8 @@ def find_methods(arms: list, base: dict, width: int) -> list:
 def optimizer_settings(method: Method, base: dict) -> dict:
     settings = {"optimizer.matrices.type": method.optimizer}
     group = get(base, "optimizer.matrices", {})
-    if method.optimizer in ORTHOGONALIZING and group.get("type") in ORTHOGONALIZING and group["type"] != method.optimizer:
+    alike = method.optimizer in ORTHOGONALIZING and group.get("type") in ORTHOGONALIZING
+    if alike and group["type"] != method.optimizer:
         for key in CARRIED:
             if key in MOMENTUM_KEYS and method.optimizer.endswith("msgd"):
                 continue
@@ -96,7 +98,7 @@ def optimizer_settings(method: Method, base: dict) -> dict:
 
 @dataclass
 class Grid:
-    """All that may be run. `rates` by optimizer; the sweep takes the first seed."""
+    """All that may be run. `rates` by optimizer; the sweep takes the first seed. `results` are by the run's name."""
 
     methods: list
     rates: dict
@@ -104,9 +106,16 @@ class Grid:
     sweep_fraction: float
     configs: dict  # method key -> effective config, without rate and seed
     folder: Path
+    extend: int = 0  # rates that a method may have beyond an end of its grid, where the best one is that end
+    made: dict = field(default_factory=dict, repr=False)
 
     def run(self, method: Method, rate: float, seed: int, full: bool) -> Run:
         name = f"{method.key}-lr{rate_text(rate)}-" + (f"s{seed}" if full else "sweep")
+        if name not in self.made:
+            self.made[name] = self.make_run(name, method, rate, seed, full)
+        return self.made[name]
+
+    def make_run(self, name: str, method: Method, rate: float, seed: int, full: bool) -> Run:
         config = copy.deepcopy(self.configs[method.key])
         config["optimizer"]["matrices"]["lr"] = rate
         config["seed"], config["name"] = seed, name
@@ -122,24 +131,41 @@ class Grid:
             training["tokens"] = training["steps"] * training["batch"] * training["sequence_length"]
         return Run(name, method, rate, seed, full, config, training["steps"])
 
-    def sweep(self, method: Method) -> list:
-        """The runs that choose the method's rate: none where there is nothing to choose."""
-        rates = self.rates[method.optimizer]
+    def sweep(self, method: Method, results: dict) -> list:
+        """The runs that choose the method's rate, ascending: none where there is nothing to choose."""
+        rates = list(self.rates[method.optimizer])
         full = self.sweep_fraction >= 1.0
         if len(rates) == 1 and not full:
             return []
+        for _ in range(self.extend if len(rates) > 1 else 0):
+            state, best = self.judge(method, rates, results)
+            if state == "open" or (best is not None and rates[0] < best < rates[-1]):
+                break
+            if best == rates[-1]:
+                rates.append(float(f"{rates[-1] * RATE_RATIO:.4g}"))
+            else:  # also where all diverged
+                rates.insert(0, float(f"{rates[0] / RATE_RATIO:.4g}"))
         return [self.run(method, rate, self.seeds[0], full) for rate in rates]
 
-    def best_rate(self, method: Method, results: dict):
-        """The rate of the lowest validation loss, None as long as the sweep goes on or where all of it diverged."""
-        runs = self.sweep(method)
-        if not runs:
-            return self.rates[method.optimizer][0]
+    def judge(self, method: Method, rates: list, results: dict) -> tuple:
+        """("open", None) as long as a run of the rates is not done, then ("done", best rate, None if all diverged)."""
+        runs = [self.run(method, rate, self.seeds[0], self.sweep_fraction >= 1.0) for rate in rates]
         found = [results.get(run.name) for run in runs]
         if any(result is None or not result.ended for result in found):
-            return None
+            return "open", None
         good = [(result.val_loss, run.rate) for run, result in zip(runs, found) if result.good]
-        return min(good)[1] if good else None
+        return "done", min(good)[1] if good else None
+
+    def search(self, method: Method, results: dict) -> tuple:
+        """What judge says of all rates that the method has by now."""
+        runs = self.sweep(method, results)
+        if not runs:
+            return "done", self.rates[method.optimizer][0]
+        return self.judge(method, [run.rate for run in runs], results)
+
+    def best_rate(self, method: Method, results: dict):
+        """The rate of the lowest validation loss, None as long as the search goes on or where all of it diverged."""
+        return self.search(method, results)[1]
 
     def final(self, method: Method, results: dict) -> list:
         """The runs that the table is made of, as far as the rate is known."""
@@ -148,7 +174,7 @@ class Grid:
 
     def known(self, results: dict) -> list:
         """All runs known by now, in the order in which they are to be started."""
-        sweeps = [self.sweep(method) for method in self.methods]
+        sweeps = [self.sweep(method, results) for method in self.methods]
         order = []
         # The middle rates of all methods first: an interrupted grid then says something about each.
         for distance in range(max(map(len, sweeps), default=0)):
@@ -168,9 +194,8 @@ class Grid:
 
     def total_steps(self, method: Method, results: dict) -> dict:
         """Name -> steps of all runs that the method will have; names of those whose rate is open are made up."""
-        runs = {run.name: run.steps for run in [*self.sweep(method), *self.final(method, results)]}
-        swept = [results.get(run.name) for run in self.sweep(method)]
-        if self.best_rate(method, results) is None and not (swept and all(result and result.ended for result in swept)):
+        runs = {run.name: run.steps for run in [*self.sweep(method, results), *self.final(method, results)]}
+        if self.search(method, results)[0] == "open":
             steps = self.configs[method.key]["training"]["steps"]
             already = 1 if self.sweep_fraction >= 1.0 else 0
             runs |= {f"{method.key}-later-{i}": steps for i in range(len(self.seeds) - already)}
@@ -184,12 +209,13 @@ class Grid:
             return False
         words = differences(former, run.config)
         if words:
-            raise Problem(f"the run '{run.name}' in '{self.folder}' has other settings than now: {'; '.join(words)}. Give "
-                          "the settings it was started with, another --out, or remove its files below configs/ and runs/.")
+            raise Problem(f"the run '{run.name}' in '{self.folder}' has other settings than now: {'; '.join(words)}. "
+                          "Give the settings it was started with, another --out, or remove its files below configs/ "
+                          "and runs/.")
         return True
 
     def freeze(self, run: Run) -> None:
-        """Writes the run's config, from which it is trained and continued whatever happens to the files it came from."""
+        """Writes the run's config, of which it is trained and continued whatever happens to the files it came from."""
         if not self.check(run):
             write_json(self.folder / "configs" / f"{run.name}.json", run.config)
 

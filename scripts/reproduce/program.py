@@ -52,8 +52,8 @@ class Polaron:
     def __init__(self, path: str):
         found = shutil.which(path)
         if found is None:
-            raise Problem(f"there is no program '{path}'. Build it (cmake --build --preset release) and give its path by "
-                          "--polaron, say build/release/polaron.")
+            raise Problem(f"there is no program '{path}'. Build it (cmake --build --preset release) and give its path "
+                          "by --polaron, say build/release/polaron.")
         self.path = os.path.abspath(found)
 
     def ask(self, *words: str, code: int = 0) -> str:

@@ -10,8 +10,8 @@ from .runs import mean_load
 from .scaling import RULE
 
 COLUMNS = ("name", "optimizer", "rank", "sketch", "lr", "seed", "state", "steps", "tokens", "val_loss", "perplexity",
-           "tokens_per_s", "ms_optimizer", "peak_memory_bytes", "seconds_training", "seconds_validation", "load", "nice",
-           "processes", "threads", "program", "reason")
+           "tokens_per_s", "ms_optimizer", "peak_memory_bytes", "seconds_training", "seconds_validation", "load",
+           "nice", "processes", "threads", "program", "reason")
 CLOSE = 0.01  # of a perplexity
 
 
@@ -41,13 +41,11 @@ def make_rows(grid, results: dict, failed=()) -> list:
     rows = []
     for method in grid.methods:
         row = Row(method)
-        rate = grid.best_rate(method, results)
-        sweep = grid.sweep(method)
+        state, rate = grid.search(method, results)
+        sweep = grid.sweep(method, results)
         if rate is None:
-            ended = [results.get(run.name) for run in sweep]
-            row.hopeless = bool(sweep) and all(result is not None and result.ended for result in ended)
+            row.hopeless = state == "done"
             row.waiting = 0 if row.hopeless else len(grid.seeds)
-            row.diverged = [result for result in ended if result is not None and result.state == "diverged"]
         else:
             row.rate = rate
             rates = [run.rate for run in sweep]
@@ -78,7 +76,8 @@ def perplexity_text(row: Row) -> str:
         return "**diverged** at every rate"
     notes = []
     if row.diverged:
-        notes.append(f"{len(row.diverged)} of {len(row.diverged) + len(row.good) + row.waiting + row.failed} **diverged**")
+        runs = len(row.diverged) + len(row.good) + row.waiting + row.failed
+        notes.append(f"{len(row.diverged)} of {runs} **diverged**")
     if row.failed:
         notes.append(f"{row.failed} failed")
     if row.waiting:
@@ -126,7 +125,7 @@ def main_table(rows: list, bench, loads: dict, options) -> tuple:
 def search_table(grid, results: dict) -> str:
     lines = []
     for method in grid.methods:
-        runs, best = grid.sweep(method), grid.best_rate(method, results)
+        runs, best = grid.sweep(method, results), grid.best_rate(method, results)
         if not runs:
             continue
         cells = []
@@ -201,8 +200,9 @@ def results_csv(runs: list, results: dict, loads: dict, bench) -> str:
 
         writer.writerow((
             run.name, run.method.optimizer, run.method.rank or "", run.method.sketch, run.rate, run.seed, result.state,
-            result.step, result.tokens, shown(result.val_loss, 6, result.good), shown(result.perplexity, 4, result.good),
-            shown(result.tokens_per_s, 1), shown(milliseconds, 2), result.memory, shown(result.seconds, 1),
+            result.step, result.tokens, shown(result.val_loss, 6, result.good),
+            shown(result.perplexity, 4, result.good), shown(result.tokens_per_s, 1), shown(milliseconds, 2),
+            result.memory, shown(result.seconds, 1),
             shown(result.validation_seconds, 1), shown(load, 2), nice, result.processes, result.threads, result.version,
             result.reason))
     return text.getvalue()
@@ -215,23 +215,27 @@ def header(table, grid, results: dict, options, facts: dict) -> list:
     some = next((result for result in results.values() if result.parameters), None)
     size = f", {some.parameters:,} parameters" if some else ""
     tokens = training["steps"] * training["batch"] * training["sequence_length"]
+    validation = config["validation"]["tokens"]
+    validated = f"{format_tokens(validation)} tokens" if validation else "all tokens"
     lines = [f"# {table.title}", "",
              f"Table `{options.table}`: {model['preset']}, {model['layers']} layers, width {model['width']}, "
              f"{model['heads']} heads of {model['head_size']}, MLP {model['mlp_hidden']}{size}. "
              f"{training['steps']:,} steps of {training['batch']} x {training['sequence_length']} tokens = "
              f"{format_tokens(tokens)} tokens a run{facts.get('epochs', '')}. Perplexity of "
-             f"{format_tokens(config['validation']['tokens']) + ' tokens' if config['validation']['tokens'] else 'all tokens'} "
-             f"of the validation split after the last step. Schedule {config['schedule']['type']}, the rates' peak in the "
-             "column lr; weights, gradients and optimizer states in fp32 (also AdamW's)."]
+             f"{validated} "
+             f"of the validation split after the last step. Schedule {config['schedule']['type']}, the rates' peak in "
+             f"the column lr; weights and optimizer states are fp32 (also AdamW's), products "
+             f"{config.get('precision', 'fp32')}."]
     if options.scale != 1.0:
         rule = RULE.replace("\n", " ")
         lines += ["", f"**Scaled by s = {options.scale:g}** from {facts['unscaled']}: {rule}"]
-    rates = max((len(grid.rates[method.optimizer]) for method in grid.methods), default=1)
+    rates = max((len(grid.sweep(method, results)) for method in grid.methods), default=1)
     if rates > 1:
         how = "full runs of the first seed" if grid.sweep_fraction >= 1 else \
             f"runs of {grid.sweep_fraction:g} of the steps, with a schedule of their own"
-        lines += ["", f"The rate of each row is the best of up to {rates} by {how}; the search is below. What is no matrix "
-                  "is optimized alike in all rows."]
+        lines += ["", f"The rate of each row is the best of up to {rates} by {how}; the search is below. "
+                  + ("Where the best rate was at the end of the grid, the grid was extended. " if grid.extend else "")
+                  + "What is no matrix is optimized alike in all rows."]
     return lines
 
 
@@ -252,9 +256,9 @@ def make_report(table, grid, runner, options, facts: dict, bench=None) -> str:
         measured = [load for load, _ in loads.values() if load is not None]
         average = f" (load average {statistics.mean(measured):.1f} on {options.cores} cores)" if measured else ""
         lines += [f"\\* measured beside other work or at low priority{average}: no speed figure.", ""]
-    lines += [f"{some.device if some else 'Unknown processor'}, {options.cores} cores; ± is the sample deviation over seeds. "
-              "Tokens/s: median over the steps. Optimizer: a step over all matrices, `polaron bench optimizer`. Memory: what "
-              "the process holds, at most.", ""]
+    lines += [f"{some.device if some else 'Unknown processor'}, {options.cores} cores; ± is the sample deviation over "
+              "seeds. Tokens/s: median over the steps. Optimizer: a step over all matrices, `polaron bench optimizer`. "
+              "Memory: what the process holds, at most.", ""]
     said = findings(rows)
     if said:
         lines += ["**What it says.** " + " ".join(said), ""]
@@ -271,7 +275,7 @@ def make_report(table, grid, runner, options, facts: dict, bench=None) -> str:
     lines += ["## Command", "", command_text(options), ""]
     write_atomically(options.out / "table.md", "\n".join(lines))
     full = [run for run in known if run.full]
-    swept = {run.name: run for method in grid.methods for run in grid.sweep(method)}
+    swept = {run.name: run for method in grid.methods for run in grid.sweep(method, results)}
     write_atomically(options.out / "results.csv", results_csv(full, results, loads, bench))
     write_atomically(options.out / "sweep.csv", results_csv(list(swept.values()), results, loads, bench))
     return text

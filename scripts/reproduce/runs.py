@@ -16,7 +16,7 @@ from .grid import Run
 from .program import Polaron, end_with_parent, environment, last_lines, set_words
 from .results import EXIT_NUMERICAL, read_result
 
-POLL_SECONDS, NOTE_SECONDS = 0.5, 60.0
+POLL_SECONDS, NOTE_SECONDS = 1.0, 60.0
 ORPHAN_PATIENCE = 120.0  # for a training that a killed call left behind to write its checkpoint
 ATTEMPTS = 3  # of a run that crashes
 
@@ -38,8 +38,8 @@ class Lock:
                 owner = self.owner()
                 if owner or time.monotonic() >= until:
                     who = f"process {owner}" if owner else "a training that a former call left behind"
-                    raise Problem(f"'{folder}' is in use by {who}. Wait for it, or stop it (SIGTERM makes it checkpoint).",
-                                  2) from None
+                    raise Problem(f"'{folder}' is in use by {who}. Wait for it, or stop it (SIGTERM makes it "
+                                  "checkpoint).") from None
                 if not told:
                     print("waiting for a training that a former call left behind to stop", file=sys.stderr, flush=True)
                     told = True

@@ -5,16 +5,16 @@ import math
 from .base import get
 
 RULE = """\
-tokens x s, as steps x sqrt(s) and tokens a step x sqrt(s): of up to 8 sequences a step (the authors' one for each of 8
-GPUs) the length shrinks, to a multiple of 128 and at least 256; of more, their number, to at least 8 and then the length.
-Width x s^(1/4), to a multiple of 64 and at least 64; heads of the same size, or of smaller ones where those do not
-divide the width; MLP and ranks by the ratio of the widths (ranks at least 4); layers stay. Attention windows by the ratio
-of sequence lengths, to a multiple of 128; warm-ups and intervals by the ratio of steps; validation tokens x s, at least
-65,536 or as many as there were. Learning rates stay."""
+tokens x s, as steps x sqrt(s) and tokens a step x sqrt(s): of up to 8 sequences a step (the authors' one for each of
+8 GPUs) the length shrinks, to a multiple of 128 and at least 256; of more, their number, to at least 8 and then the
+length. Width x s^(1/4), to a multiple of 64 and at least 64; heads of the same size, or of a smaller one where that
+does not divide the width; MLP and ranks by the ratio of the widths (ranks at least 4); layers stay. Attention windows
+by the ratio of sequence lengths, to a multiple of 128; warm-ups and intervals by the ratio of steps. Validation at
+most 20 times, on tokens x s, at least 65,536 or as many as there were. Learning rates stay."""
 
 MIN_SEQUENCE, SEQUENCE_MULTIPLE, WIDTH_MULTIPLE, MIN_RANK = 256, 128, 64, 4
 SEQUENCES = 8  # a step, of the authors' world of 8
-VALIDATION_TOKENS = 65536
+VALIDATION_TOKENS, VALIDATIONS = 65536, 20
 
 
 def to_multiple(value: float, multiple: int, least: int) -> int:
@@ -76,7 +76,8 @@ def scale(config: dict, s: float) -> dict:
         window = get(config, key)
         if window:
             settings[key] = to_multiple(window * sequence_ratio, SEQUENCE_MULTIPLE, SEQUENCE_MULTIPLE)
-    for key, least in (("schedule.warmup_steps", 1), ("validation.every", 1), ("checkpoint.every", 1)):
+    seldom = -(-steps // VALIDATIONS)
+    for key, least in (("schedule.warmup_steps", 1), ("validation.every", seldom), ("checkpoint.every", 1)):
         value = get(config, key)
         if value:
             settings[key] = max(least, round(value * step_ratio))
@@ -84,6 +85,7 @@ def scale(config: dict, s: float) -> dict:
     if tokens:
         settings["validation.tokens"] = min(tokens, max(VALIDATION_TOKENS, round(tokens * s)))
     for role, group in config["optimizer"].items():
-        if isinstance(group, dict) and group.get("momentum_warmup_steps"):
-            settings[f"optimizer.{role}.momentum_warmup_steps"] = max(1, round(group["momentum_warmup_steps"] * step_ratio))
+        warmup = group.get("momentum_warmup_steps") if isinstance(group, dict) else 0
+        if warmup:
+            settings[f"optimizer.{role}.momentum_warmup_steps"] = max(1, round(warmup * step_ratio))
     return settings

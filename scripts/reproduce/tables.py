@@ -1,4 +1,4 @@
-"""The tables that can be asked for: which config each is of, and what its grid is unless the command line says other."""
+"""The tables that can be asked for: which config each is of, and its grid where the command line gives no other."""
 
 import math
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ FAIR_ARMS = (Arm("adamw"), Arm("muon"), Arm("low_rank_muon", "1/4", "columns"), 
              Arm("low_rank_muon", "1/8", "columns"), Arm("low_rank_muon", "1/4", "gaussian"),
              Arm("low_rank_muon", "1/4", "power"), Arm("msgd"), Arm("low_rank_msgd", "1/4", "columns"))
 # From short runs of a narrower model; the middle of three rates.
-FAIR_RATES = {"adamw": 1e-3, "muon": 0.02, "low_rank_muon": 0.04, "msgd": 0.02, "low_rank_msgd": 0.02, "sgd": 0.1}
+FAIR_RATES = {"adamw": 1e-3, "muon": 0.02, "low_rank_muon": 0.02, "msgd": 0.02, "low_rank_msgd": 0.02, "sgd": 0.1}
 # The authors' one rate for Muon of any rank is 0.025; their AdamW's, 1e-4, is for bf16 weights without master copies.
 PAPER_RATES = {"adamw": 1e-3, "muon": 0.025, "low_rank_muon": 0.025, "msgd": 0.025, "low_rank_msgd": 0.025, "sgd": 0.01}
 
@@ -83,8 +83,8 @@ def check_rank(text: str) -> None:
     if slash:
         valid = valid and denominator.isdigit() and 0 < int(numerator) <= int(denominator)
     if not valid:
-        raise Problem(f"there is no rank '{text}'. A rank is a whole number from 1 to the model's width, such as 64, or a "
-                      "fraction of the width, such as 1/8.")
+        raise Problem(f"there is no rank '{text}'. A rank is a whole number from 1 to the model's width, such as 64, "
+                      "or a fraction of the width, such as 1/8.")
 
 
 def choose_arms(table: Table, optimizers, ranks, sketches) -> list:

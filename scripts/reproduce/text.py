@@ -16,8 +16,8 @@ SCRIPT = REPOSITORY / "data" / "prepare_text.py"
 
 
 def standard_library() -> list:
-    """The sources of Python's standard library, modules and packages themselves, and its documentation where it is there:
-    a text that every machine has."""
+    """The sources of Python's standard library, modules and packages themselves, and its documentation where that is
+    there: a text that every machine has."""
     library = Path(sysconfig.get_paths()["stdlib"])
     left_out = ("test", "tests", "encodings", "site-packages", "dist-packages", "__pycache__")
     found = [path for pattern in ("*.py", "*/*.py") for path in library.glob(pattern)
@@ -38,7 +38,8 @@ def prepare(options, train_bpe) -> tuple:
     folder = options.out / "data"
     done = read_json(folder / "prepared.json", f"Remove '{folder}'; it is made again.")
     if done is not None and done != settings:
-        raise Problem(f"'{folder}' holds shards of {done}, now asked for are {settings}. Give another --out, or remove it.")
+        raise Problem(f"'{folder}' holds shards of {done}, now asked for are {settings}. Give another --out, or remove "
+                      "it.")
     if done is None:
         make(inputs or standard_library(), options.tokenizer, train_bpe, folder)
         write_json(folder / "prepared.json", settings)

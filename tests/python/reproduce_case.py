@@ -30,7 +30,8 @@ class ReproduceCase(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name)
         # A copy, so that it finds its folder by its own name.
-        (self.folder / "polaron").write_text(f"#!{sys.executable} -S\n" + FAKE.read_text(encoding="utf-8"), encoding="utf-8")
+        fake = f"#!{sys.executable} -S\n" + FAKE.read_text(encoding="utf-8")
+        (self.folder / "polaron").write_text(fake, encoding="utf-8")
         (self.folder / "mpirun").write_text(MPIRUN, encoding="utf-8")
         for name in ("polaron", "mpirun"):
             (self.folder / name).chmod(0o755)
