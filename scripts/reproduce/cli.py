@@ -29,7 +29,7 @@ from pathlib import Path
 from . import estimate as estimates
 from . import report, scaling, tables, text
 from .base import Problem, format_duration, format_tokens, get, parse_duration, write_json
-from .grid import Grid, expand, find_methods, optimizer_settings, shard_tokens, vocabulary_size
+from .grid import Grid, data_vocabulary, expand, find_methods, optimizer_settings, shard_tokens, vocabulary_size
 from .program import Polaron
 from .progress import Progress
 from .runs import Lock, Runner
@@ -186,10 +186,10 @@ def make_grid(table, options, polaron: Polaron) -> tuple:
         raise Problem(f"the table {options.table} needs '{table.config}', which this checkout does not have.")
     common = {**data_settings(options), **parse_set(options.set)}
     base = polaron.effective(config_path, common)
-    shared = {**common, **scaling.scale(base, options.scale)}
+    shared = {**common, **scaling.scale(base, options.scale, data_vocabulary(base))}
     width = shared.get("model.width", base["model"]["width"])
     methods = find_methods(options.arms, base, width)
-    configs = {method.key: polaron.effective(config_path, {**shared, **optimizer_settings(method, base)})
+    configs = {method.key: polaron.effective(config_path, optimizer_settings(method, base, shared))
                for method in methods}
     one = next(iter(configs.values()))
     if not get(one, "validation.tokens") and not expand(common["data.validation"]):

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 from .base import Problem, format_duration, get, read_json, write_json
+from .grid import data_vocabulary
 from .program import Polaron, end_with_parent, environment, last_lines
 from .results import read_lines
 from .scaling import scale
@@ -120,7 +121,7 @@ def smaller_scale(left: float, budget: float, base: dict, config_path, polaron: 
     """The largest scale (of two digits) whose FLOPs fit the budget at the present speed, None where none does."""
 
     def work(chosen: float) -> float:
-        settings = {**data, **scale(base, chosen)}
+        settings = {**data, **scale(base, chosen, data_vocabulary(base))}
         plan = polaron.plan(config_path, settings, 1)
         steps = settings.get("training.steps", base["training"]["steps"])
         return plan["flops_a_token"] * plan["tokens_a_step"] * steps

@@ -79,21 +79,29 @@ def find_methods(arms: list, base: dict, width: int) -> list:
     return list(unique.values())
 
 
-def optimizer_settings(method: Method, base: dict) -> dict:
-    settings = {"optimizer.matrices.type": method.optimizer}
-    group = get(base, "optimizer.matrices", {})
-    alike = method.optimizer in ORTHOGONALIZING and group.get("type") in ORTHOGONALIZING
-    if alike and group["type"] != method.optimizer:
-        for key in CARRIED:
-            if key in MOMENTUM_KEYS and method.optimizer.endswith("msgd"):
-                continue
-            if key == "basis" and method.optimizer not in LOW_RANK:
-                continue
-            if key in group:
-                settings[f"optimizer.matrices.{key}"] = group[key]
+def optimizer_settings(method: Method, base: dict, shared: dict) -> dict:
+    """What to set for the method: `shared`, which is for all methods, and what its own optimizer of the matrices is."""
+    prefix = "optimizer.matrices."
+    group = dict(get(base, "optimizer.matrices", {}))
+    group |= {key[len(prefix):]: value for key, value in shared.items() if key.startswith(prefix)}
+    if group.get("type") == method.optimizer:
+        settings = dict(shared)
+    else:
+        settings = {key: value for key, value in shared.items() if not key.startswith(prefix)}
+        if method.optimizer in ORTHOGONALIZING and group.get("type") in ORTHOGONALIZING:
+            settings |= {prefix + key: group[key] for key in CARRIED if key in group and uses(method.optimizer, key)}
+        elif group.get("type") in ORTHOGONALIZING and get(base, "optimizer.overrides"):
+            settings["optimizer.overrides"] = []  # exceptions from settings that this method does not have
+    settings[prefix + "type"] = method.optimizer
     if method.rank:
-        settings |= {"optimizer.matrices.rank": method.rank, "optimizer.matrices.sketch": method.sketch}
+        settings |= {prefix + "rank": method.rank, prefix + "sketch": method.sketch}
     return settings
+
+
+def uses(optimizer: str, key: str) -> bool:
+    if key in MOMENTUM_KEYS:
+        return not optimizer.endswith("msgd")
+    return key != "basis" or optimizer in LOW_RANK
 
 
 @dataclass
@@ -128,6 +136,9 @@ class Grid:
             if warmup:
                 config["schedule"]["warmup_steps"] = min(warmup, max(1, round(warmup * self.sweep_fraction)))
             config["validation"]["every"] = 0
+            for group in config["optimizer"].values():
+                if isinstance(group, dict) and group.get("momentum_warmup_steps"):
+                    group["momentum_warmup_steps"] = max(1, round(group["momentum_warmup_steps"] * self.sweep_fraction))
             training["tokens"] = training["steps"] * training["batch"] * training["sequence_length"]
         return Run(name, method, rate, seed, full, config, training["steps"])
 
@@ -241,9 +252,12 @@ def shard_tokens(pattern: str) -> int:
 
 
 def vocabulary_size(config: dict) -> int:
-    """Entries of the vocabulary, 0 where it is not known."""
-    if get(config, "model.vocabulary"):
-        return get(config, "model.vocabulary")
+    """Logits of the model, 0 where their number is not known: what the uniform perplexity is."""
+    return max(get(config, "model.vocabulary", 0), get(config, "model.head_vocabulary", 0)) or data_vocabulary(config)
+
+
+def data_vocabulary(config: dict) -> int:
+    """Entries of the data's vocabulary, 0 where it is not known."""
     path = get(config, "data.vocabulary")
     if not path:
         shards = expand(get(config, "data.train", ""))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from .base import format_bytes, format_tokens, rate_text, write_atomically
 from .runs import mean_load
 from .scaling import RULE
+from .tables import OPTIMIZERS
 
 COLUMNS = ("name", "optimizer", "rank", "sketch", "lr", "seed", "state", "steps", "tokens", "val_loss", "perplexity",
            "tokens_per_s", "ms_optimizer", "peak_memory_bytes", "seconds_training", "seconds_validation", "load",
@@ -170,10 +171,10 @@ def findings(rows: list) -> list:
     if low:
         others = [found[name] for name in ("muon", "adamw") if name in found]
         if others:
-            best = "the best low-rank Muon" if sum(row.method.optimizer == "low_rank_muon" for row in rows) > 1 \
-                else "low-rank Muon"
-            sentences.append(f"The perplexity of {best} ({low.method.label}) "
-                             + " and ".join(compared(rows, low, other) for other in others) + ".")
+            several = sum(row.method.optimizer == "low_rank_muon" for row in rows) > 1
+            best = f"the best low-rank Muon ({low.method.label})" if several else low.method.label
+            words = " and ".join(compared(rows, low, other) for other in others)
+            sentences.append(f"The perplexity of {best} {words}.")
     if "low_rank_msgd" in found and "msgd" in found:
         sentences.append(f"That of {found['low_rank_msgd'].method.label} "
                          + compared(rows, found["low_rank_msgd"], found["msgd"]) + ".")
@@ -239,8 +240,14 @@ def header(table, grid, results: dict, options, facts: dict) -> list:
     return lines
 
 
-def command_text(options) -> str:
-    return f"    {options.command}"
+def settings_of(grid) -> list:
+    """A line for each optimizer: what its group is set to, but for what the table's columns say."""
+    lines = {}
+    for method in grid.methods:
+        group = grid.configs[method.key]["optimizer"]["matrices"]
+        words = [f"{key} {value}" for key, value in group.items() if key not in ("type", "lr", "rank", "sketch")]
+        lines.setdefault(method.optimizer, f"- {OPTIMIZERS[method.optimizer]}: {', '.join(words)}")
+    return list(lines.values())
 
 
 def make_report(table, grid, runner, options, facts: dict, bench=None) -> str:
@@ -272,7 +279,8 @@ def make_report(table, grid, runner, options, facts: dict, bench=None) -> str:
     search = search_table(grid, results)
     if search:
         lines += ["## The search for learning rates", "", search, ""]
-    lines += ["## Command", "", command_text(options), ""]
+    lines += ["## Settings of the matrices' optimizers", "", *settings_of(grid), "", "## Command", "",
+              f"    {options.command}", ""]
     write_atomically(options.out / "table.md", "\n".join(lines))
     full = [run for run in known if run.full]
     swept = {run.name: run for method in grid.methods for run in grid.sweep(method, results)}

@@ -5,12 +5,13 @@ import math
 from .base import get
 
 RULE = """\
-tokens x s, as steps x sqrt(s) and tokens a step x sqrt(s): of up to 8 sequences a step (the authors' one for each of
-8 GPUs) the length shrinks, to a multiple of 128 and at least 256; of more, their number, to at least 8 and then the
-length. Width x s^(1/4), to a multiple of 64 and at least 64; heads of the same size, or of a smaller one where that
-does not divide the width; MLP and ranks by the ratio of the widths (ranks at least 4); layers stay. Attention windows
-by the ratio of sequence lengths, to a multiple of 128; warm-ups and intervals by the ratio of steps. Validation at
-most 20 times, on tokens x s, at least 65,536 or as many as there were. Learning rates stay."""
+tokens x s, as steps x sqrt(s) and tokens a step x sqrt(s): of up to 8 sequences a step (the authors' one for each
+of 8 GPUs) the length shrinks, to a multiple of 128 and at least 256; of more, their number, to at least 8 and then
+the length. Width x s^(1/4), to a multiple of 64 and at least 64; heads of the same size, or of a smaller one where
+that does not divide the width; MLP and ranks by the ratio of the widths (ranks at least 4); layers stay. Attention
+windows by the ratio of sequence lengths, to a multiple of 128; warm-ups and intervals by the ratio of steps.
+Validation at most 20 times, on tokens x s, at least 65,536 or as many as there were. A vocabulary larger than the
+data's becomes the data's, that of the head to a multiple of 128. Learning rates stay."""
 
 MIN_SEQUENCE, SEQUENCE_MULTIPLE, WIDTH_MULTIPLE, MIN_RANK = 256, 128, 64, 4
 SEQUENCES = 8  # a step, of the authors' world of 8
@@ -50,8 +51,8 @@ def micro_batch(batch: int, sequence: int, tokens: int) -> int:
     return max([size for size in range(1, batch + 1) if batch % size == 0 and size * sequence <= tokens], default=1)
 
 
-def scale(config: dict, s: float) -> dict:
-    """What to set over the effective config `config`; nothing for s = 1."""
+def scale(config: dict, s: float, vocabulary: int = 0) -> dict:
+    """What to set over the effective config `config`; nothing for s = 1. `vocabulary`: the data's, 0 if not known."""
     if s == 1.0:
         return {}
     model, training = config["model"], config["training"]
@@ -84,6 +85,10 @@ def scale(config: dict, s: float) -> dict:
     tokens = get(config, "validation.tokens")
     if tokens:
         settings["validation.tokens"] = min(tokens, max(VALIDATION_TOKENS, round(tokens * s)))
+    if 0 < vocabulary < get(config, "model.vocabulary", 0):
+        settings["model.vocabulary"] = vocabulary
+        if get(config, "model.head_vocabulary"):
+            settings["model.head_vocabulary"] = -(-vocabulary // SEQUENCE_MULTIPLE) * SEQUENCE_MULTIPLE
     for role, group in config["optimizer"].items():
         warmup = group.get("momentum_warmup_steps") if isinstance(group, dict) else 0
         if warmup:

@@ -68,6 +68,14 @@ class Scaling(unittest.TestCase):
                 self.assertEqual(heads * size, width)
                 self.assertEqual(size, head_size if width % head_size == 0 else 64)
 
+    def test_a_vocabulary_is_no_larger_than_the_data_s(self):
+        config = json.loads(json.dumps(PAPER))
+        config["model"] |= {"vocabulary": 50257, "head_vocabulary": 50304}
+        settings = scaling.scale(config, 0.5, 4097)
+        self.assertEqual((settings["model.vocabulary"], settings["model.head_vocabulary"]), (4097, 4224))
+        for vocabulary in (0, 50257, 60000):
+            self.assertNotIn("model.vocabulary", scaling.scale(config, 0.5, vocabulary))
+
     def test_shared_keys_stay_shared(self):
         config = json.loads(json.dumps(PAPER))
         config["model"] |= {"heads": 12, "kv_heads": 4, "head_size": 64}
@@ -117,12 +125,29 @@ class Choosing(unittest.TestCase):
 
     def test_another_method_takes_over_the_settings_that_it_uses(self):
         config = json.loads(json.dumps(PAPER))
-        settings = grid.optimizer_settings(grid.Method("low_rank_muon", 42, "100", "columns"), config)
-        self.assertEqual(settings["optimizer.matrices.momentum_warmup_steps"], 300)
-        self.assertEqual(settings["optimizer.matrices.rank"], 42)
-        settings = grid.optimizer_settings(grid.Method("msgd"), config)
-        self.assertEqual(settings, {"optimizer.matrices.type": "msgd", "optimizer.matrices.scale": "original"})
-        self.assertEqual(grid.optimizer_settings(grid.Method("adamw"), config), {"optimizer.matrices.type": "adamw"})
+        config["optimizer"]["overrides"] = [{"pattern": "*mlp*", "weight_decay": 0.02}]
+        shared = {"model.width": 320, "optimizer.matrices.momentum_warmup_steps": 42}  # scaled
+        settings = grid.optimizer_settings(grid.Method("low_rank_muon", 42, "100", "columns"), config, shared)
+        self.assertEqual(settings, {
+            "model.width": 320, "optimizer.matrices.type": "low_rank_muon", "optimizer.matrices.rank": 42,
+            "optimizer.matrices.sketch": "columns", "optimizer.matrices.momentum": 0.95,
+            "optimizer.matrices.momentum_warmup_steps": 42, "optimizer.matrices.scale": "original"})
+        self.assertEqual(grid.optimizer_settings(grid.Method("muon"), config, shared),
+                         {**shared, "optimizer.matrices.type": "muon"})
+        self.assertEqual(grid.optimizer_settings(grid.Method("msgd"), config, shared), {
+            "model.width": 320, "optimizer.matrices.type": "msgd", "optimizer.matrices.scale": "original"})
+        self.assertEqual(grid.optimizer_settings(grid.Method("adamw"), config, shared),
+                         {"model.width": 320, "optimizer.matrices.type": "adamw", "optimizer.overrides": []})
+
+    def test_a_sweep_warms_up_in_proportion(self):
+        with tempfile.TemporaryDirectory() as folder:
+            config = json.loads(json.dumps(PAPER)) | {"seed": 0}
+            config["schedule"]["warmup_steps"] = 40
+            made = grid.Grid([grid.Method("muon")], {"muon": [0.01, 0.02]}, [1], 0.25, {"muon": config}, Path(folder))
+            run = made.run(grid.Method("muon"), 0.02, 1, False)
+        self.assertEqual((run.steps, run.config["schedule"]["warmup_steps"]), (1490, 10))
+        self.assertEqual(run.config["optimizer"]["matrices"]["momentum_warmup_steps"], 75)
+        self.assertEqual(config["optimizer"]["matrices"]["momentum_warmup_steps"], 300)
 
 
 class Extending(ReproduceCase):
