@@ -24,11 +24,12 @@ import shlex
 import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 from . import estimate as estimates
 from . import report, scaling, tables, text
-from .base import Problem, format_duration, format_tokens, get, parse_duration, write_json
+from .base import Problem, format_bytes, format_duration, format_tokens, get, parse_duration, write_json
 from .grid import Grid, data_vocabulary, expand, find_methods, optimizer_settings, shard_tokens, vocabulary_size
 from .program import Polaron
 from .progress import Progress
@@ -169,7 +170,9 @@ def data_settings(options) -> dict:
     """The shards of all runs; texts are turned into shards here."""
     if options.train:
         train, validation = options.train, options.validation
-    elif options.dry_run and not (options.out / "data" / "prepared.json").exists():
+    elif (options.dry_run or options.report) and not (options.out / "data" / "prepared.json").exists():
+        if options.report:
+            raise Problem(f"'{options.out}' holds no shards of its own. Give --train and --validation as for its runs.")
         train, validation = str(options.out / "data/train_*.bin"), str(options.out / "data/validation_*.bin")
     else:
         bpe = options.train_bpe or (4096 if options.text and not options.tokenizer and options.table.startswith("fair")
@@ -209,6 +212,27 @@ def make_grid(table, options, polaron: Polaron) -> tuple:
                     f"of {training['batch']} x {training['sequence_length']} tokens",
     }
     return grid, facts, base, common
+
+
+def available_memory() -> int:
+    """Bytes that programs can still have, 0 where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").split("\n")
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 0)
+
+
+def warn_of_memory(run_, polaron: Polaron, options) -> None:
+    """Says when the runs side by side need more memory than there is, by `polaron plan`."""
+    with tempfile.TemporaryDirectory(prefix="polaron-reproduce-") as folder:
+        write_json(Path(folder) / "config.json", run_.config)
+        plan = polaron.plan(Path(folder) / "config.json", {}, options.processes)
+    needed = get(plan, "memory.total", 0) * options.jobs * options.processes
+    there = available_memory()
+    if get(run_.config, "device") != "cuda" and 0 < there < needed:
+        print(f"reproduce: the runs need about {format_bytes(needed)} of memory, and {format_bytes(there)} are free: "
+              "fewer --jobs or --processes need less.", file=sys.stderr)
 
 
 def describe(grid, runner, options, estimate) -> None:
@@ -274,6 +298,7 @@ def run(options, arguments: list) -> int:
         first = next((each for each in known if not runner.results[each.name].ended), None)
         estimate = estimates.Estimate(grid, options)
         if first is not None:
+            warn_of_memory(first, polaron, options)
             estimate = estimates.known_or_probed(grid, polaron, options, runner.results, first.config)
             estimates.check_budget(estimate, runner.results, options, lambda: estimates.smaller_scale(
                 estimate.left(runner.results), options.budget, base, tables.REPOSITORY / table.config, polaron, common,

@@ -9,6 +9,8 @@ from plot_run import COLORS, LINES, MARKERS, save, short, use_log_scale
 
 from .base import Problem, get, read_json, write_json
 from .bench import REPEATS, method_name
+from .report import quiet
+from .runs import mean_load
 
 SKIPPED = 0.08  # of a run: the first fall of the loss would press everything else flat
 
@@ -76,7 +78,8 @@ def finish(figure, axes, path, labels: int) -> None:
     plt.close(figure)
 
 
-def draw_curves(grid, results: dict, title: str, axis: str, path) -> None:
+def draw_curves(grid, results: dict, title: str, axis: str, path, calm: bool = True) -> None:
+    """`calm`: the machine did nothing else, so that seconds are comparable."""
     from matplotlib.ticker import FuncFormatter
 
     curves = []
@@ -99,7 +102,8 @@ def draw_curves(grid, results: dict, title: str, axis: str, path) -> None:
     if shown and min(shown) > 0:
         use_log_scale(axes, min(shown) / 1.05, max(shown) * 1.05)
     axes.set_xlim(SKIPPED * end / 2, end * 1.02)
-    axes.set_xlabel("tokens" if axis == "tokens" else "seconds of training steps (no validation)")
+    doubt = "" if calm else "; measured beside other work: no speed figure"
+    axes.set_xlabel("tokens" if axis == "tokens" else f"seconds of training steps, without validation{doubt}")
     for each in (axes.xaxis, axes.yaxis):
         each.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     finish(figure, axes, path, len(curves))
@@ -213,9 +217,11 @@ def draw(grid, runner, options, bench, title: str, final: bool = True) -> None:
                   file=sys.stderr)
         return
     results = runner.results
+    loads = [mean_load(options.out, name) or (None, 0) for name, result in results.items() if result.ended]
+    calm = all(quiet(*load, options) for load in loads)
     for axis in ("tokens", "seconds"):
         if axis in options.figures:
-            draw_curves(grid, results, title, axis, options.out / f"perplexity-{axis}.png")
+            draw_curves(grid, results, title, axis, options.out / f"perplexity-{axis}.png", calm)
     if "rates" in options.figures:
         draw_rates(grid, results, title, options.out / "learning-rates.png")
     if "width" in options.figures and final:

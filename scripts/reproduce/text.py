@@ -9,7 +9,7 @@ import sysconfig
 from pathlib import Path
 
 from .base import Problem, read_json, write_json
-from .program import last_lines
+from .program import end_with_parent, last_lines
 from .tables import REPOSITORY
 
 SCRIPT = REPOSITORY / "data" / "prepare_text.py"
@@ -56,7 +56,8 @@ def make(inputs: list, tokenizer, train_bpe, folder: Path) -> None:
     elif tokenizer:
         command += ["--tokenizer", tokenizer]
     print("preparing the text" if len(inputs) > 3 else f"preparing {' '.join(inputs)}", file=sys.stderr, flush=True)
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False,
+                          preexec_fn=end_with_parent)  # noqa: PLW1509
     if done.returncode != 0:
         shown = shlex.join(command if len(inputs) < 4 else [*command[:3], "...", *command[2 + len(inputs):]])
         raise Problem(f"`{shown}` failed with exit code {done.returncode}:\n{last_lines(done.stdout + done.stderr)}",

@@ -157,7 +157,7 @@ def main() -> int:
         config = effective(words)
         width, training = config["model"]["width"], config["training"]
         Path(value_of(words, "--json")).write_text(json.dumps({
-            "flops_a_token": 12.0 * width * width, "tokens_a_step": training["batch"] * training["sequence_length"]}),
+            "memory": {"total": 1000}, "flops_a_token": 12.0 * width * width, "tokens_a_step": training["batch"] * training["sequence_length"]}),
             encoding="utf-8")
     elif command == "bench":
         config = effective(words[1:])

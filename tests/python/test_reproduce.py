@@ -215,7 +215,8 @@ class Refused(ReproduceCase):
         # 8 (80 s + 5 x 32 s) = 1,920 s: 1,320 s more than 600 s.
         for words in ("about 32 min", "22 min more", "2 of the 8 runs", "--scale 0.", "--seeds 1"):
             self.assertIn(words, errors)
-        status, _, errors = self.reproduce(*SMALL, "--budget", "33m", FAKE_MS="2000")
+        # Nothing was started, so the settings are still open.
+        status, _, errors = self.reproduce(*SMALL, "--budget", "33m", "--set", "model.layers=5", FAKE_MS="2000")
         self.assertEqual(status, 0, errors)
         self.assertIn("about 32 min left", errors)
 
