@@ -5,7 +5,8 @@ import statistics
 import sys
 from dataclasses import dataclass
 
-from plot_run import COLORS, LINES, MARKERS, save, short, use_log_scale
+import plot_run
+from plot_run import COLORS, LINES, MARKERS, short, use_log_scale
 
 from .base import Problem, get, read_json, write_json
 from .bench import REPEATS, method_name
@@ -74,8 +75,12 @@ def finish(figure, axes, path, labels: int) -> None:
     if labels:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=10, handlelength=2.6)
     figure.tight_layout()
-    save(figure, path)
-    plt.close(figure)
+    try:
+        plot_run.save(figure, path)
+    except plot_run.Problem as problem:
+        raise Problem(str(problem), 3) from problem
+    finally:
+        plt.close(figure)
 
 
 def draw_curves(grid, results: dict, title: str, axis: str, path, calm: bool = True) -> None:
