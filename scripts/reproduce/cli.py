@@ -89,6 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--validation", metavar="GLOB", help="validation shards")
     add("--text", nargs="+", metavar="PATH", help="text to make shards of: folders, .txt, .jsonl (default: the sources "
         "of Python's standard library)")
+    add("--validation-text", nargs="+", metavar="PATH", help="text to validate on (default: a part of --text)")
     add("--tokenizer", metavar="NAME", help="of that text: bytes (the default), or a tokenizer.json")
     add("--train-bpe", type=at_least(257), metavar="SIZE", help="train a BPE of SIZE entries on that text")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="put over the table's config, in all runs")
@@ -149,6 +150,8 @@ def complete(options, arguments: list):
             raise Problem(f"there is no figure '{figure}'. The figures are tokens, seconds, rates and width.")
     if bool(options.train) != bool(options.validation):
         raise Problem("--train and --validation go together: perplexity is measured on the validation shards.")
+    if options.validation_text and not options.text:
+        raise Problem("--validation-text goes with --text.")
     if options.train and options.text:
         raise Problem("--text makes shards, --train names shards: give one of them.")
     if options.processes > 1 and shutil.which(shlex.split(options.mpirun)[0]) is None:

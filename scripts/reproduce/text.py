@@ -30,23 +30,26 @@ def standard_library() -> list:
 
 def prepare(options, train_bpe) -> tuple:
     """(training pattern, validation pattern) below options.out; what is there already is used again."""
-    inputs = [str(Path(text).expanduser().resolve()) for text in options.text] if options.text else []
-    for path in inputs:
+    inputs, held_out = ([str(Path(text).expanduser().resolve()) for text in texts or []]
+                        for texts in (options.text, options.validation_text))
+    for path in inputs + held_out:
         if not os.path.exists(path):
             raise Problem(f"--text: there is no '{path}'.")
     settings = {"text": inputs or "Python's standard library", "tokenizer": options.tokenizer, "train_bpe": train_bpe}
+    if held_out:
+        settings["validation_text"] = held_out
     folder = options.out / "data"
     done = read_json(folder / "prepared.json", f"Remove '{folder}'; it is made again.")
     if done is not None and done != settings:
         raise Problem(f"'{folder}' holds shards of {done}, now asked for are {settings}. Give another --out, or remove "
                       "it.")
     if done is None:
-        make(inputs or standard_library(), options.tokenizer, train_bpe, folder)
+        make(inputs or standard_library(), held_out, options.tokenizer, train_bpe, folder)
         write_json(folder / "prepared.json", settings)
     return str(folder / "train_*.bin"), str(folder / "validation_*.bin")
 
 
-def make(inputs: list, tokenizer, train_bpe, folder: Path) -> None:
+def make(inputs: list, held_out: list, tokenizer, train_bpe, folder: Path) -> None:
     unfinished = folder.with_name("data.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -55,6 +58,8 @@ def make(inputs: list, tokenizer, train_bpe, folder: Path) -> None:
         command += ["--train-bpe", str(train_bpe)]
     elif tokenizer:
         command += ["--tokenizer", tokenizer]
+    if held_out:
+        command += ["--validation-input", *held_out]
     print("preparing the text" if len(inputs) > 3 else f"preparing {' '.join(inputs)}", file=sys.stderr, flush=True)
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False,
                           preexec_fn=end_with_parent)  # noqa: PLW1509

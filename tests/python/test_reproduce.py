@@ -297,6 +297,16 @@ class Texts(ReproduceCase):
         status, _, errors = self.reproduce(*arguments[:-2], "--resume", "--train-bpe", "300")
         self.assertEqual((status, "now asked for" in errors), (2, True))
 
+    def test_a_text_may_be_held_out(self):
+        for name, word in (("book", "play"), ("other", "work")):
+            (self.folder / f"{name}.txt").write_text(word * 1000, encoding="utf-8")
+        status, _, errors = self.reproduce(
+            "--optimizers", "muon", "--seeds", "1", "--lrs", "0.02", "--text", str(self.folder / "book.txt"),
+            "--validation-text", str(self.folder / "other.txt"), "--tokenizer", "bytes")
+        self.assertEqual(status, 0, errors)
+        tokens = (self.out / "data" / "validation_000000.bin").read_bytes()[1024:]
+        self.assertEqual(bytes(tokens[2::2]), b"work" * 1000)  # behind the separator
+
     def test_a_text_that_is_not_there_is_named(self):
         status, _, errors = self.reproduce("--text", "no-such-book.txt")
         self.assertEqual((status, "no-such-book.txt" in errors), (2, True))
