@@ -157,8 +157,8 @@ def main() -> int:
         config = effective(words)
         width, training = config["model"]["width"], config["training"]
         Path(value_of(words, "--json")).write_text(json.dumps({
-            "memory": {"total": 1000}, "flops_a_token": 12.0 * width * width, "tokens_a_step": training["batch"] * training["sequence_length"]}),
-            encoding="utf-8")
+            "memory": {"total": 1000}, "flops_a_token": 12.0 * width * width,
+            "tokens_a_step": training["batch"] * training["sequence_length"]}), encoding="utf-8")
     elif command == "bench":
         config = effective(words[1:])
         rank, width = config["optimizer"]["matrices"].get("rank", 64), config["model"]["width"]

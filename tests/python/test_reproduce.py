@@ -17,7 +17,8 @@ import unittest
 from reproduce_case import SCRIPTS, ReproduceCase
 
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
-SMALL = ("--optimizers", "adamw,muon", "--seeds", "2")  # 8 runs
+RATES = ("adamw=0.0005,0.001,0.002", "muon=0.01,0.02,0.04")
+SMALL = ("--optimizers", "adamw,muon", "--seeds", "2", "--lrs", *RATES)  # 8 runs
 CHOSEN = (*SMALL, "--lrs", "adamw=0.001", "muon=0.02")  # 4 runs
 
 
@@ -64,7 +65,7 @@ class Running(ReproduceCase):
         self.assertFalse((self.out / "runs" / "muon-lr0.02-s1" / "checkpoints").exists())
 
     def test_a_short_sweep_chooses_the_rate_and_does_not_count_as_a_run(self):
-        status, _, errors = self.reproduce(*SMALL, "--lrs", "auto", "--sweep-fraction", "0.25")
+        status, _, errors = self.reproduce(*SMALL, "--lrs", "auto", *RATES, "--sweep-fraction", "0.25")
         self.assertEqual(status, 0, errors)
         calls = [call.split()[0] for call in self.calls()]
         self.assertEqual(sum(call.endswith("-sweep") for call in calls), 6)
@@ -260,7 +261,7 @@ class Failing(ReproduceCase):
         self.assertIn("Muon, lr 0.04, seed 1: perplexity 8,192, above the uniform 4,096", text)
 
     def test_a_best_rate_at_the_end_of_its_grid_is_pointed_out(self):
-        self.assertEqual(self.reproduce(*SMALL, "--lrs", "muon=0.005,0.01")[0], 0)
+        self.assertEqual(self.reproduce(*SMALL, "--lrs", RATES[0], "muon=0.005,0.01")[0], 0)
         self.assertEqual(self.table()["Muon"][1], "0.01 (highest tried)")
         self.assertIn("perhaps better beyond: Muon (0.01, the highest)",
                       (self.out / "table.md").read_text(encoding="utf-8"))

@@ -111,7 +111,7 @@ class Choosing(unittest.TestCase):
     def test_rates_may_be_given_for_all_or_for_one(self):
         table = tables.TABLES["fair-gpt2"]
         self.assertEqual(tables.parse_rates(["muon=0.1,0.05"], table, ["muon", "adamw"], 1),
-                         {"muon": [0.05, 0.1], "adamw": [0.001]})
+                         {"muon": [0.05, 0.1], "adamw": [table.rates["adamw"]]})
         self.assertEqual(tables.parse_rates(["0.1"], table, ["muon", "adamw"], 3), {"muon": [0.1], "adamw": [0.1]})
 
     def test_arms_are_the_tables_own_or_all_combinations(self):
