@@ -1,5 +1,6 @@
 """Starts trainings, continues interrupted ones, and watches over them until they end."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -17,7 +18,8 @@ from .program import Polaron, end_with_parent, environment, last_lines, set_word
 from .results import EXIT_NUMERICAL, read_result
 
 POLL_SECONDS, NOTE_SECONDS = 1.0, 60.0
-ORPHAN_PATIENCE = 120.0  # for a training that a killed call left behind to write its checkpoint
+STOP_PATIENCE = 300.0  # for a training to write its checkpoint
+ORPHAN_PATIENCE = 300.0  # for a training that a killed call left behind to write its checkpoint
 ATTEMPTS = 3  # of a run that crashes
 
 
@@ -131,7 +133,7 @@ class Training:
         command += ["--resume"] if resume else []
         if options.processes > 1:
             command = [*shlex.split(options.mpirun), "-n", str(options.processes), *command]
-        self.command = command
+        self.command, self.told = command, False
         self.first_step = progress_of(self.folder) if resume else 0
         self.record = Record(options.out, run.name)
         self.record.start(options)
@@ -152,16 +154,20 @@ class Training:
         self.record.sample()
         return self.process.poll() is None
 
+    def tell_to_stop(self) -> None:
+        """Once: polaron then writes a checkpoint, and mpirun tells its processes; a second signal stops at once."""
+        if not self.told and self.process.poll() is None:
+            self.told = True
+            self.process.terminate()
+
     def stop(self) -> None:
-        """Politely at first: polaron writes a checkpoint, mpirun tells its processes."""
-        for number, patience in ((signal.SIGTERM, 120), (signal.SIGKILL, None)):
-            if self.process.poll() is not None:
-                return
-            try:
-                os.killpg(self.process.pid, number)
-                self.process.wait(patience)
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                pass
+        self.tell_to_stop()
+        try:
+            self.process.wait(STOP_PATIENCE)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
     def last_words(self) -> str:
         try:
@@ -217,8 +223,7 @@ class Runner:
                 time.sleep(POLL_SECONDS)
         finally:
             for training in self.active:  # all are told before any is waited for
-                if training.process.poll() is None:
-                    training.process.terminate()
+                training.tell_to_stop()
             for training in self.active:
                 training.stop()
 

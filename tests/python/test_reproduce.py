@@ -110,6 +110,13 @@ class Interrupted(ReproduceCase):
         self.assertEqual(self.table()["Muon"][2], "20.25 ± 0.35")
 
     def test_the_script_killed_goes_on_where_it_was(self):
+        self.interrupt(signal.SIGKILL)
+
+    def test_the_script_told_to_stop_lets_the_training_checkpoint(self):
+        self.interrupt(signal.SIGTERM)
+        self.assertEqual(self.stopped, 143)
+
+    def interrupt(self, number: int) -> None:
         command = [sys.executable, str(SCRIPTS / "reproduce.py"), *self.arguments(*CHOSEN)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                    env=os.environ | {"FAKE_SLEEP": "0.1"})
@@ -119,13 +126,13 @@ class Interrupted(ReproduceCase):
             self.assertLess(time.monotonic(), until)
             self.assertIsNone(process.poll())
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(number)
+        self.stopped = process.wait()
         status, _, errors = self.reproduce(*CHOSEN, "--resume")
         self.assertEqual(status, 0, errors)
         first, second = [call for call in self.calls() if call.startswith("adamw-lr0.001-s1")]
         self.assertEqual(first, "adamw-lr0.001-s1 0")
-        self.assertGreaterEqual(int(second.split()[1]), 10)  # the training it left behind was told to checkpoint
+        self.assertGreaterEqual(int(second.split()[1]), 11)  # it was told, once, to write a checkpoint
         steps = [line["step"] for line in self.metrics("adamw-lr0.001-s1") if line["kind"] == "step"]
         self.assertEqual(steps, list(range(1, 41)))
 
