@@ -32,7 +32,7 @@ struct AdamWArguments {
   bf16* working;
   std::int64_t n;
   float decay, one_minus_beta1, beta2, one_minus_beta2, step_size, inverse_root, eps;
-  bool aligned;
+  bool aligned, bf16_parameter, bf16_moments;
 };
 
 struct SgdArguments {
@@ -110,6 +110,11 @@ __global__ void __launch_bounds__(kThreads)
       m[i] += r.one_minus_beta1 * (gradient - m[i]);
       v[i] = r.beta2 * v[i] + r.one_minus_beta2 * gradient * gradient;
       p[i] = p[i] * r.decay - r.step_size * m[i] / (sqrtf(v[i]) * r.inverse_root + r.eps);
+      if (r.bf16_parameter) p[i] = to_float(to_bf16(p[i]));
+      if (r.bf16_moments) {
+        m[i] = to_float(to_bf16(m[i]));
+        v[i] = to_float(to_bf16(v[i]));
+      }
     }
     store<Cache::stream>(r.parameter + at, p);
     store<Cache::stream>(r.m + at, m);
@@ -230,6 +235,8 @@ AdamWArguments arguments_of(const AdamWRange& r) {
   a.gradient = r.gradient;
   a.working = r.working;
   a.n = r.n;
+  a.bf16_parameter = r.bf16_parameter;
+  a.bf16_moments = r.bf16_moments;
   a.decay = static_cast<float>(1.0 - lr * static_cast<double>(r.weight_decay));
   a.one_minus_beta1 = static_cast<float>(1.0 - beta1);
   a.beta2 = r.beta2;

@@ -75,8 +75,8 @@ class CudaMatrixOps final : public MatrixOps {
     check_rank(rank, shape.rows);
     require(static_cast<std::int64_t>(keys.size()) == shape.count, "one key a matrix");
     const MatrixBatch x = stacked(stack, shape.rows, shape.cols), y = stacked(sketch, shape.rows, rank);
-    if (kind == Sketch::columns) {
-      gather_columns(stream, shape, rank, keys, stack, sketch);
+    if (kind != Sketch::gaussian) {
+      gather_columns(stream, shape, kind == Sketch::columns ? shape.cols : shape.rows, rank, keys, stack, sketch);
     } else {
       float* const numbers = numbers_.room<float>(shape.count * shape.cols * rank);
       fill_gaussian(stream, shape.cols, rank, keys, numbers);

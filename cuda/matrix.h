@@ -93,9 +93,10 @@ void inverse_cholesky_factor(Stream& stream, std::int64_t count, std::int64_t ra
 
 // --- sketch.cu
 
-// sketches [rows, rank] = columns of the stack's matrices, chosen by the keyed permutation of each.
-void gather_columns(Stream& stream, const StackShape& shape, std::int64_t rank, std::span<const PhiloxKey> keys,
-                    const float* stack, float* sketches);
+// sketches [rows, rank] = columns of the stack's matrices, chosen among the first `among` ones by the keyed permutation
+// of each.
+void gather_columns(Stream& stream, const StackShape& shape, std::int64_t among, std::int64_t rank,
+                    std::span<const PhiloxKey> keys, const float* stack, float* sketches);
 // numbers [cols, rank] of each key: sketch_gaussian(key, element).
 void fill_gaussian(Stream& stream, std::int64_t cols, std::int64_t rank, std::span<const PhiloxKey> keys,
                    float* numbers);

@@ -20,12 +20,12 @@ struct Keys {
 // Blocks: (columns of the sketch, rows, matrix). A thread keeps to its column; a row's reads are scattered, its writes
 // are not.
 __global__ void __launch_bounds__(kThreads)
-    gather_chosen_columns(const __grid_constant__ Keys keys, std::int64_t rows, std::int64_t cols, std::int64_t rank,
-                          const float* stack, float* sketches) {
+    gather_chosen_columns(const __grid_constant__ Keys keys, std::int64_t rows, std::int64_t cols, std::int64_t among,
+                          std::int64_t rank, const float* stack, float* sketches) {
   const std::int64_t j = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (j >= rank) return;
   const std::uint32_t chosen =
-      keyed_permutation(keys.values[blockIdx.z], static_cast<std::uint32_t>(cols), static_cast<std::uint32_t>(j));
+      keyed_permutation(keys.values[blockIdx.z], static_cast<std::uint32_t>(among), static_cast<std::uint32_t>(j));
   const float* const x = stack + blockIdx.z * rows * cols + chosen;
   float* const y = sketches + blockIdx.z * rows * rank + j;
   const std::int64_t begin = static_cast<std::int64_t>(blockIdx.y) * kRows;
@@ -58,13 +58,13 @@ void in_launches(std::span<const PhiloxKey> keys, Body&& body) {
 
 }  // namespace
 
-void gather_columns(Stream& stream, const StackShape& shape, std::int64_t rank, std::span<const PhiloxKey> keys,
-                    const float* stack, float* sketches) {
+void gather_columns(Stream& stream, const StackShape& shape, std::int64_t among, std::int64_t rank,
+                    std::span<const PhiloxKey> keys, const float* stack, float* sketches) {
   in_launches(keys, [&](const Keys& some, std::int64_t first, unsigned count) {
     const dim3 blocks(static_cast<unsigned>(ceil_div(rank, std::int64_t{kThreads})),
                       static_cast<unsigned>(ceil_div(shape.rows, std::int64_t{kRows})), count);
-    launch<gather_chosen_columns>({blocks, dim3(kThreads), handle_of(stream)}, some, shape.rows, shape.cols, rank,
-                                  stack + first * shape.elements(), sketches + first * shape.rows * rank);
+    launch<gather_chosen_columns>({blocks, dim3(kThreads), handle_of(stream)}, some, shape.rows, shape.cols, among,
+                                  rank, stack + first * shape.elements(), sketches + first * shape.rows * rank);
   });
 }
 

@@ -34,8 +34,10 @@ struct AdamWRange {
   float* v;
   std::int64_t n;
   float lr, beta1, beta2, eps, weight_decay;
-  std::int64_t step;        // 1 at the first update (bias correction)
-  bf16* working = nullptr;  // n elements that get the new parameters, rounded; null: none wanted
+  std::int64_t step;            // 1 at the first update (bias correction)
+  bf16* working = nullptr;      // n elements that get the new parameters, rounded; null: none wanted
+  bool bf16_parameter = false;  // the new parameter, or the new m and v, are rounded to what bf16 can hold: quirks of
+  bool bf16_moments = false;    // the authors' code (docs/paper.md)
 };
 
 struct SgdRange {
@@ -110,7 +112,7 @@ struct NewtonSchulzSpec {
   DType dtype = DType::f32;
 };
 
-enum class Sketch : std::uint8_t { columns, gaussian };
+enum class Sketch : std::uint8_t { columns, leading_columns, gaussian };
 enum class BasisMethod : std::uint8_t { automatic, householder, cholesky_qr };  // automatic: the backend's best
 
 class MatrixOps {
@@ -139,9 +141,10 @@ class MatrixOps {
   // checks).
   virtual void exact_polar(Stream& stream, const StackShape& shape, float* stack) = 0;
 
-  // sketch[i] [rows, rank]: `rank` distinct columns of stack[i] chosen by keyed_permutation(key of i) (columns), or
-  // stack[i] * Omega with Omega [cols, rank] of gaussian(key of i, element) (gaussian). Then `power` times
-  // sketch <- X (X^T Q), Q an orthonormal basis of the sketch. keys: one a matrix.
+  // sketch[i] [rows, rank]: `rank` distinct columns of stack[i] chosen by keyed_permutation(key of i) (columns;
+  // leading_columns: among the first `rows` only), or stack[i] * Omega with Omega [cols, rank] of gaussian(key of i,
+  // element) (gaussian). Then `power` times sketch <- X (X^T Q), Q an orthonormal basis of the sketch. keys: one a
+  // matrix.
   virtual void sketch(Stream& stream, const StackShape& shape, std::int64_t rank, Sketch kind, int power,
                       std::span<const PhiloxKey> keys, const float* stack, float* sketch) = 0;
   // sketch[i] [rows, rank] -> Q with orthonormal columns spanning it, in place. householder: LAPACK; cholesky_qr: three

@@ -52,7 +52,7 @@ struct ScheduleConfig {
 
 enum class OptimizerKind : std::uint8_t { adamw, sgd, muon, low_rank_muon, msgd, low_rank_msgd };
 enum class MomentumForm : std::uint8_t { ema, heavy };
-enum class SketchKind : std::uint8_t { columns, gaussian, power };
+enum class SketchKind : std::uint8_t { columns, columns_authors, gaussian, power };
 enum class BasisKind : std::uint8_t { automatic, householder, cholesky_qr };
 enum class ScaleKind : std::uint8_t { original, match_rms_adamw, none };
 enum class RankCompensation : std::uint8_t { none, sqrt };
@@ -77,6 +77,8 @@ struct OptimizerSettings {
   double beta1 = 0.9;
   double beta2 = 0.95;
   double eps = 1e-8;
+  bool bf16_weights = false;  // Q3
+  bool bf16_moments = false;  // Q18
   // sgd, muon, low_rank_muon
   double momentum = 0.95;
   MomentumForm momentum_form = MomentumForm::ema;

@@ -72,6 +72,9 @@ constexpr auto enum_names(MomentumForm) {
 constexpr auto enum_names(SketchKind) {
   return std::to_array<EnumName<SketchKind>>({
       {SketchKind::columns, "columns", "distinct columns drawn uniformly: free, and about as good as gaussian"},
+      {SketchKind::columns_authors, "columns_authors",
+       "Q1 of docs/paper.md: of a matrix with more rows than columns only as many rows as it has columns, the first "
+       "ones, are drawn from"},
       {SketchKind::gaussian, "gaussian", "the matrix times a Gaussian one"},
       {SketchKind::power, "power", "gaussian, then `power_iterations` of X (X^T Q): closer to the leading directions"},
   });

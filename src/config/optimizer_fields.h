@@ -62,6 +62,15 @@ void describe(V& v, OptimizerSettings& c) {
            .above_min = true,
            .applies = c.kind == OptimizerKind::adamw,
            .applies_to = adamw});
+  v.field(
+      "bf16_weights", c.bf16_weights,
+      {.help = "Q3 of docs/paper.md: weights are rounded to bf16 after every update, so that small updates are lost",
+       .applies = c.kind == OptimizerKind::adamw,
+       .applies_to = adamw});
+  v.field("bf16_moments", c.bf16_moments,
+          {.help = "Q18 of docs/paper.md: both means are rounded to bf16 after every update",
+           .applies = c.kind == OptimizerKind::adamw,
+           .applies_to = adamw});
   v.field("momentum", c.momentum,
           {.help = "mu, the decay of the momentum",
            .min = 0,

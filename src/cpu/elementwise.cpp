@@ -75,6 +75,11 @@ void round_chunk(const float* from, bf16* to, std::int64_t first, std::int64_t c
   for (std::int64_t i = first; i < first + count; ++i) to[i] = to_bf16(from[i]);
 }
 
+void round_in_place(float* values, std::int64_t count) {
+#pragma omp simd
+  for (std::int64_t i = 0; i < count; ++i) values[i] = to_float(to_bf16(values[i]));
+}
+
 void adamw_chunk(const AdamWRange& range, const AdamWFactors& f, std::int64_t first, std::int64_t count) {
   float* const parameter = range.parameter + first;
   const float* const gradient = range.gradient + first;
@@ -87,6 +92,11 @@ void adamw_chunk(const AdamWRange& range, const AdamWFactors& f, std::int64_t fi
     m[i] = new_m;
     v[i] = new_v;
     parameter[i] = parameter[i] * f.decay - f.step_size * new_m / (std::sqrt(new_v) * f.inverse_root + f.eps);
+  }
+  if (range.bf16_parameter) round_in_place(parameter, count);
+  if (range.bf16_moments) {
+    round_in_place(m, count);
+    round_in_place(v, count);
   }
   round_chunk(range.parameter, range.working, first, count);
 }

@@ -107,11 +107,12 @@ void cholesky_qr(std::int64_t rows, std::int64_t rank, float* y, float* workspac
   }
 }
 
-void gather_columns(const PhiloxKey& key, std::int64_t rows, std::int64_t cols, std::int64_t rank, const float* x,
-                    float* y, float* workspace) {
+// Of the first `among` columns.
+void gather_columns(const PhiloxKey& key, std::int64_t rows, std::int64_t cols, std::int64_t among, std::int64_t rank,
+                    const float* x, float* y, float* workspace) {
   auto* chosen = reinterpret_cast<std::uint32_t*>(workspace);
   for (std::int64_t j = 0; j < rank; ++j) {
-    chosen[j] = keyed_permutation(key, static_cast<std::uint32_t>(cols), static_cast<std::uint32_t>(j));
+    chosen[j] = keyed_permutation(key, static_cast<std::uint32_t>(among), static_cast<std::uint32_t>(j));
   }
   for_ranges(rows, 256, [&](std::int64_t first, std::int64_t last) {
     for (std::int64_t i = first; i < last; ++i) {
@@ -148,7 +149,11 @@ std::size_t sketch_floats(std::int64_t rows, std::int64_t cols, std::int64_t ran
 
 void sketch(const PhiloxKey& key, std::int64_t rows, std::int64_t cols, std::int64_t rank, Sketch kind, int power,
             const float* x, float* y, float* workspace) {
-  (kind == Sketch::columns ? gather_columns : multiply_by_gaussian)(key, rows, cols, rank, x, y, workspace);
+  if (kind == Sketch::gaussian) {
+    multiply_by_gaussian(key, rows, cols, rank, x, y, workspace);
+  } else {
+    gather_columns(key, rows, cols, kind == Sketch::columns ? cols : rows, rank, x, y, workspace);
+  }
   for (int pass = 0; pass < power; ++pass) {
     householder(rows, rank, y, workspace);
     project(rows, cols, rank, y, x, workspace);

@@ -84,8 +84,12 @@ Assignment assign_optimizers(const OptimizerConfig& config, const TransformerCon
         scale *= std::sqrt(static_cast<double>(shorter) / static_cast<double>(rank));
       }
       item.scale = static_cast<float>(scale);
+      // The authors' sketch is another one for tall matrices.
+      const bool apart = settings.sketch == SketchKind::columns_authors;
       const auto same = std::find_if(result.classes.begin(), result.classes.end(), [&](const MatrixClass& c) {
-        return c.rows == shorter && c.cols == longer && c.rank == rank && c.settings == settings;
+        const MatrixItem& first = c.items.front();
+        return c.rows == shorter && c.cols == longer && c.rank == rank && c.settings == settings &&
+               !(apart && (first.rows > first.cols) != (item.rows > item.cols));
       });
       if (same != result.classes.end()) {
         same->items.push_back(std::move(item));

@@ -188,7 +188,7 @@ void Optimizer::step_elementwise(Stream& stream, std::int64_t step, double lr_fa
     if (s.kind == OptimizerKind::adamw) {
       adamw.push_back({buffers_.weights + offset, buffers_.gradients + offset, mine.first, mine.second,
                        mine.part.elements, lr, static_cast<float>(s.beta1), static_cast<float>(s.beta2),
-                       static_cast<float>(s.eps), decay, step + 1, working});
+                       static_cast<float>(s.eps), decay, step + 1, working, s.bf16_weights, s.bf16_moments});
     } else {
       sgd.push_back({buffers_.weights + offset, buffers_.gradients + offset, mine.first, mine.part.elements, lr,
                      static_cast<float>(momentum_at(s, step)), decay, s.nesterov, working});
@@ -273,8 +273,11 @@ void Optimizer::find_directions(Stream& stream, const Group& group, const StepGa
   float* const basis = scratch_.tensor(1).f32() + at * basis_size;
   float* const factor = scratch_.tensor(2).f32() + at * factor_size;
   const int power = s.sketch == SketchKind::power ? static_cast<int>(s.power_iterations) : 0;
-  ops.sketch(stream, shape, matrices.rank, s.sketch == SketchKind::columns ? Sketch::columns : Sketch::gaussian, power,
-             keys, stack, basis);
+  const bool tall = matrices.items.front().rows > matrices.items.front().cols;  // of columns_authors: of all of them
+  const Sketch kind = s.sketch == SketchKind::columns           ? Sketch::columns
+                      : s.sketch == SketchKind::columns_authors ? (tall ? Sketch::leading_columns : Sketch::columns)
+                                                                : Sketch::gaussian;
+  ops.sketch(stream, shape, matrices.rank, kind, power, keys, stack, basis);
   // The sketch and the projection are linear in the momentum, so sums of the processes' are those of the sum.
   const auto sum = [&](float* values, std::int64_t elements) {
     if (owned.exchange != Exchange::sketch) return;

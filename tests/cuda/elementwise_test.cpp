@@ -135,6 +135,27 @@ TEST_P(ElementwiseFamily, a_closed_gate_leaves_everything_as_it_was) {
   }
 }
 
+TEST_P(ElementwiseFamily, adamw_s_quirks_round_what_is_kept_to_bf16_and_change_nothing_else) {
+  const auto rounded = [](Doubles values) {
+    for (double& value : values) value = static_cast<double>(to_float(to_bf16(static_cast<float>(value))));
+    return values;
+  };
+  for (const bool weights : {false, true}) {
+    for (const bool moments : {false, true}) {
+      Adam plain(machine, 4097, 3, 1), quirky(machine, 4097, 3, 1);
+      plain.range.step = quirky.range.step = 1;
+      quirky.range.bf16_parameter = weights;
+      quirky.range.bf16_moments = moments;
+      machine.ops().elementwise().adamw(machine.stream(), std::span(&plain.range, 1), {});
+      machine.ops().elementwise().adamw(machine.stream(), std::span(&quirky.range, 1), {});
+      EXPECT_EQ(quirky.p.values(), weights ? rounded(plain.p.values()) : plain.p.values());
+      EXPECT_EQ(quirky.m.values(), moments ? rounded(plain.m.values()) : plain.m.values());
+      EXPECT_EQ(quirky.v.values(), moments ? rounded(plain.v.values()) : plain.v.values());
+      EXPECT_EQ(quirky.working.values(), plain.working.values());
+    }
+  }
+}
+
 TEST_P(ElementwiseFamily, sgd_agrees_with_the_reference_over_some_steps) {
   const auto clip = scalar(0.5F);
   for (const std::int64_t n : kSizes) {

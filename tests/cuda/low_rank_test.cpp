@@ -49,6 +49,20 @@ TEST_P(LowRankFamily, columns_are_those_of_the_keyed_permutation_to_the_integer)
   }
 }
 
+TEST_P(LowRankFamily, leading_columns_are_drawn_from_as_many_columns_as_there_are_rows) {
+  const std::int64_t rows = 30, cols = 300, rank = 11;
+  std::vector<float> stack(static_cast<std::size_t>(rows * cols));
+  for (std::size_t e = 0; e < stack.size(); ++e) stack[e] = static_cast<float>(e);
+  const std::vector<PhiloxKey> keys = keys_from(9, 1);
+  const std::vector<float> sketch = on().sketch({1, rows, cols}, rank, Sketch::leading_columns, 0, keys, stack);
+  for (std::int64_t j = 0; j < rank; ++j) {
+    const std::uint32_t column =
+        keyed_permutation(keys[0], static_cast<std::uint32_t>(rows), static_cast<std::uint32_t>(j));
+    EXPECT_LT(column, rows);
+    EXPECT_EQ(sketch[static_cast<std::size_t>(j)], stack[column]);
+  }
+}
+
 TEST_P(LowRankFamily, gaussian_numbers_are_the_generators_to_the_bit) {
   const std::int64_t n = 50;  // of an identity, the sketch is the test matrix itself
   const std::vector<Dense> identities = {identity(n), identity(n)};
