@@ -6,16 +6,17 @@
 #include <nlohmann/json.hpp>
 
 #include "commands/bench_model.h"
+#include "cpu/singular_values.h"
 #include "optim/newton_schulz_tables.h"
 #include "train/console.h"
 
 namespace polaron {
 namespace {
 
-// A random matrix with singular values i^-decay: U and V are orthonormal bases of Gaussian matrices.
+// A random matrix with these singular values, rows <= cols of them: U and V are orthonormal bases of Gaussian matrices.
 class TestMatrix {
  public:
-  TestMatrix(Backend& backend, Stream& stream, std::int64_t rows, std::int64_t cols, double decay)
+  TestMatrix(Backend& backend, Stream& stream, std::int64_t rows, std::int64_t cols, const std::vector<double>& sigmas)
       : rows_(rows), cols_(cols), memory_(backend.device(), static_cast<std::size_t>(rows * cols) * sizeof(float)) {
     Device& device = backend.device();
     const auto bytes = [](std::int64_t n) { return static_cast<std::size_t>(n) * sizeof(float); };
@@ -29,8 +30,9 @@ class TestMatrix {
     device.download(stream, scaled.data(), left.data(), left.bytes());
     stream.synchronize();
     for (std::int64_t j = 0; j < rows; ++j) {
-      const double sigma = std::pow(static_cast<double>(j + 1), -decay);
+      const double sigma = sigmas[static_cast<std::size_t>(j)];
       nuclear_norm_ += sigma;
+      squares_ += sigma * sigma;
       for (std::int64_t i = 0; i < rows; ++i) {
         auto& entry = scaled[static_cast<std::size_t>(i * rows + j)];
         entry = static_cast<float>(entry * sigma);
@@ -46,19 +48,30 @@ class TestMatrix {
   const float* data() const { return memory_.as<float>(); }
   std::int64_t elements() const { return rows_ * cols_; }
   double nuclear_norm() const { return nuclear_norm_; }
+  double squares() const { return squares_; }
 
  private:
   std::int64_t rows_, cols_;
   DeviceBuffer memory_;
-  double nuclear_norm_ = 0;
+  double nuclear_norm_ = 0, squares_ = 0;
 };
 
 struct Row {
   std::string method;
   std::int64_t rank;
   double ms;
-  double captured;  // <X, O> / nuclear norm
+  double captured;  // <X, O> / nuclear norm; of low rank with O = Q msgn(Q^T X), so ||Q^T X||_* / ||X||_*
+  double residual;  // ||X - Q Q^T X||_F / ||X||_F
 };
+
+struct Spectrum {
+  const char* name;
+  double (*sigma)(double j);  // j = 1, 2, ...
+};
+constexpr Spectrum kSpectra[] = {{"i^-0.5", [](double j) { return 1 / std::sqrt(j); }},
+                                 {"i^-1", [](double j) { return 1 / j; }},
+                                 {"i^-2", [](double j) { return 1 / (j * j); }},
+                                 {"exp(-i/20)", [](double j) { return std::exp(-j / 20); }}};
 
 }  // namespace
 
@@ -76,15 +89,16 @@ Exit run_bench_orthogonalize(const BenchCommand& command) {
   const DeviceBuffer stack = buffer(rows * cols);
   const DeviceBuffer basis = buffer(rows * rows);
   const DeviceBuffer factor = buffer(rows * cols);
-  const DeviceBuffer product = buffer(rows * cols);
   const NewtonSchulzSpec spec = newton_schulz_spec("polar_express", 0);
   const DeviceBuffer scratch = buffer(ops.newton_schulz_scratch(shape, spec.dtype));
 
   Console console;
   console.line(fmt::format("{}   {} x {}", chosen.why, rows, cols));
   nlohmann::json results = nlohmann::json::array();
-  for (const double decay : {0.5, 1.0, 2.0}) {
-    const TestMatrix matrix(backend, *stream, rows, cols, decay);
+  for (const Spectrum& spectrum : kSpectra) {
+    std::vector<double> sigmas;
+    for (std::int64_t j = 1; j <= rows; ++j) sigmas.push_back(spectrum.sigma(static_cast<double>(j)));
+    const TestMatrix matrix(backend, *stream, rows, cols, sigmas);
     const auto captured = [&](const float* orthogonal) {
       std::vector<float> x(static_cast<std::size_t>(matrix.elements()));
       std::vector<float> o(x.size());
@@ -102,7 +116,14 @@ Exit run_bench_orthogonalize(const BenchCommand& command) {
       ops.newton_schulz(*stream, shape, spec, stack.as<float>(), scratch.as<float>());
       stream->synchronize();
     });
-    measured.push_back({"Newton-Schulz, full", rows, full_ms, captured(stack.as<float>())});
+    measured.push_back({"Newton-Schulz, full", rows, full_ms, captured(stack.as<float>()), 0});
+    // One decomposition: at every rank the best subspace, whose share and residual are known.
+    const double svd_ms = median_ms(1, [&](std::int64_t) {
+      reload();
+      ops.exact_polar(*stream, shape, stack.as<float>());
+      stream->synchronize();
+    });
+    measured.push_back({"SVD, full", rows, svd_ms, captured(stack.as<float>()), 0});
     for (std::int64_t rank = rows / 16; rank <= rows / 2 && rank > 0; rank *= 2) {
       const auto low_rank = [&](const char* name, Sketch kind, int power) {
         const double ms = median_ms(command.repeats, [&](std::int64_t i) {
@@ -113,27 +134,44 @@ Exit run_bench_orthogonalize(const BenchCommand& command) {
           ops.newton_schulz(*stream, {1, rank, cols}, spec, factor.as<float>(), scratch.as<float>());
           stream->synchronize();
         });
-        // O = Q Z, through the update op: W = 0 - (-1) Q Z.
-        device.zero(*stream, product.data(), product.bytes());
-        const float scale = 1.0F;
-        const MatrixView view{product.as<float>(), rows, cols, cols};
-        ops.update_factors(*stream, {-1.0F, 0.0F}, {}, rank, basis.as<float>(), factor.as<float>(),
-                           std::span(&scale, 1), std::span(&view, 1));
-        measured.push_back({name, rank, ms, captured(product.as<float>())});
+        ops.project(*stream, shape, rank, basis.as<float>(), matrix.data(), factor.as<float>());
+        std::vector<float> b(static_cast<std::size_t>(rank * cols));
+        device.download(*stream, b.data(), factor.data(), b.size() * sizeof(float));
+        stream->synchronize();
+        double kept = 0;
+        for (const float value : b) kept += static_cast<double>(value) * static_cast<double>(value);
+        const double residual = std::sqrt(std::max(0.0, 1 - kept / matrix.squares()));
+        double share = 0;  // of the exact polar factor of Q^T X
+        for (const double sigma : singular_values(b, rank, cols)) share += sigma / matrix.nuclear_norm();
+        measured.push_back({name, rank, ms, share, residual});
       };
       low_rank("columns", Sketch::columns, 0);
       low_rank("gaussian", Sketch::gaussian, 0);
       low_rank("power 1", Sketch::gaussian, 1);
       low_rank("power 2", Sketch::gaussian, 2);
+      double share = 0, left = 0;
+      for (std::size_t j = 0; j < sigmas.size(); ++j) {
+        if (static_cast<std::int64_t>(j) < rank) {
+          share += sigmas[j] / matrix.nuclear_norm();
+        } else {
+          left += sigmas[j] * sigmas[j] / matrix.squares();
+        }
+      }
+      measured.push_back({"exact", rank, svd_ms, share, std::sqrt(left)});
     }
     Table table;
-    table.title = fmt::format("singular values i^-{:g}", decay);
-    table.headers = {"method", "rank", "ms", "times faster", "captured"};
+    table.title = fmt::format("singular values {}", spectrum.name);
+    table.headers = {"method", "rank", "ms", "times faster", "captured", "residual"};
     for (const Row& row : measured) {
       table.rows.push_back({row.method, fmt::format("{}", row.rank), fmt::format("{:.2f}", row.ms),
-                            fmt::format("{:.1f}", full_ms / row.ms), fmt::format("{:.3f}", row.captured)});
-      results.push_back(
-          {{"decay", decay}, {"method", row.method}, {"rank", row.rank}, {"ms", row.ms}, {"captured", row.captured}});
+                            fmt::format("{:.1f}", full_ms / row.ms), fmt::format("{:.3f}", row.captured),
+                            fmt::format("{:.3f}", row.residual)});
+      results.push_back({{"spectrum", spectrum.name},
+                         {"method", row.method},
+                         {"rank", row.rank},
+                         {"ms", row.ms},
+                         {"captured", row.captured},
+                         {"residual", row.residual}});
     }
     console.table(table);
   }

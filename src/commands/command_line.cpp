@@ -191,6 +191,21 @@ void add_bench(CLI::App& app, BenchCommand& command, Action& action) {
       ->check(at_least(0))
       ->capture_default_str();
   add_device(orthogonalize, command.device, command.threads);
+  CLI::App& regression =
+      add("regression", "MSGD and its low-rank form on a matrix problem with heavy-tailed noise", run_bench_regression);
+  regression.add_option("--rows", command.unknown_rows, "Rows of the unknown matrix")
+      ->check(at_least(2))
+      ->capture_default_str();
+  regression.add_option("--columns", command.unknown_columns, "Its columns, at least as many")
+      ->check(at_least(2))
+      ->capture_default_str();
+  regression.add_option("--steps", command.steps, "Steps of each run")->check(at_least(1))->capture_default_str();
+  regression.add_option("--noise", command.noise, "Scale of the noise, in root mean squares of the first gradient")
+      ->capture_default_str();
+  regression
+      .add_option("--tolerance", command.tolerance, "Share of the first gradient's nuclear norm that is to be reached")
+      ->capture_default_str();
+  add_device(regression, command.device, command.threads);
   for (CLI::App* sub :
        {&add("optimizer", "One optimizer step over a model's matrices, method against method", run_bench_optimizer),
         &add("step", "A whole training step on random tokens, with a profile by op", run_bench_step)}) {

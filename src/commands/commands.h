@@ -56,6 +56,11 @@ struct BenchCommand {
   std::string json;          // file for the results; empty: none
   std::int64_t size = 1024;  // orthogonalize: rows
   std::int64_t columns = 0;  // orthogonalize: columns; 0: square
+  // regression
+  std::int64_t unknown_rows = 48, unknown_columns = 64;
+  std::int64_t steps = 500;
+  double noise = 1.0;      // of the first gradient's root mean square
+  double tolerance = 0.1;  // of the first gradient's nuclear norm
   std::string device = "auto";
   int threads = 0;
 };
@@ -72,6 +77,7 @@ Exit run_eval(const EvalCommand& command);
 Exit run_generate(const GenerateCommand& command);
 Exit run_plan(const PlanCommand& command);
 Exit run_bench_orthogonalize(const BenchCommand& command);
+Exit run_bench_regression(const BenchCommand& command);
 Exit run_bench_optimizer(const BenchCommand& command);
 Exit run_bench_step(const BenchCommand& command);
 Exit run_config(const ConfigCommand& command);
