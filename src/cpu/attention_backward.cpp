@@ -6,8 +6,9 @@
 #include <type_traits>
 
 #include "cpu/attention.h"
+#include "cpu/attention_fp32.h"
+#include "cpu/attention_unit.h"
 #include "cpu/element.h"
-#include "cpu/gemm_tile.h"
 #include "cpu/simd.h"
 #include "cpu/simd_math.h"
 
@@ -16,48 +17,35 @@ namespace {
 
 using std::int64_t;
 
-// Pairs of blocks. The key block's k and v are transposed once into panels of kTileCols keys and serve all queries.
-// Both blocks begin at multiples of their size, and kQueryBlock is a multiple of kTileCols and divides kKeyBlock.
+// Pairs of blocks of queries and of keys. Both begin at multiples of their size, and kQueryBlock is a multiple of the
+// panels of keys and divides kKeyBlock.
 constexpr int64_t kQueryBlock = 2 * kTileCols > 64 ? 2 * kTileCols : 64;
 constexpr int64_t kKeyBlock = 128;
-constexpr int64_t kKeyPanels = kKeyBlock / kTileCols;
-static_assert(kQueryBlock % kTileCols == 0 && kKeyBlock % kQueryBlock == 0);
 
-constexpr float kLog2E = 1.44269504F;
-
+template <class Products>
 struct BackwardScratch {
   // key_sums and query_sums: how many rows of d_k and d_v, and of d_q, are summed here.
-  BackwardScratch(float* memory, int64_t head_size, int64_t key_sums, int64_t query_sums)
-      : stride((head_size + kLanes - 1) / kLanes * kLanes) {
-    const auto take = [&](int64_t count) {
-      float* const block = memory == nullptr ? nullptr : memory + floats;
-      floats += aligned_floats(count);
-      return block;
-    };
-    k_panels = take(kKeyPanels * head_size * kTileCols);
-    v_panels = take(kKeyPanels * head_size * kTileCols);
-    k = take(kKeyBlock * stride);
-    q = take(kQueryBlock * stride);
-    d_out = take(kQueryBlock * stride);
-    p = take(kQueryBlock * kKeyBlock);
-    d_s = take(kQueryBlock * kKeyBlock);
-    d_k = take(key_sums * stride);
-    d_v = take(key_sums * stride);
-    d_q = take(query_sums * stride);
-  }
+  BackwardScratch(ScratchCut& cut, const AttentionShape& shape, int64_t key_sums, int64_t query_sums,
+                  typename Products::Unit unit)
+      : products(cut, shape, kQueryBlock, kKeyBlock, unit),
+        stride(products.stride()),
+        scores(cut.take(kQueryBlock * kKeyBlock)),
+        d_p(cut.take(kQueryBlock * kKeyBlock)),
+        d_k(cut.take(key_sums * stride)),
+        d_v(cut.take(key_sums * stride)),
+        d_q(cut.take(query_sums * stride)),
+        p(products.p(scores)),
+        d_s(products.d_s(d_p)) {}
 
-  int64_t stride;   // of k, q and d_out: head_size rounded up to whole vectors
-  float* k_panels;  // of a panel: [head_size, kTileCols], transposed
-  float* v_panels;
-  float* k;  // [keys, head_size] with zeros up to the stride, like q and d_out
-  float* q;
-  float* d_out;
-  float* p;    // [queries, kKeyBlock]: scores, then P
-  float* d_s;  // [queries, kKeyBlock]: dO V^T, then scale dS
-  float* d_k;  // sums of gradients so far, where the result cannot hold them
+  Products products;
+  int64_t stride;  // of the sums
+  float* scores;   // [queries, kKeyBlock]: Q K^T
+  float* d_p;      // [queries, kKeyBlock]: dO V^T
+  float* d_k;      // sums of gradients so far, where the result cannot hold them
   float* d_v;
   float* d_q;
-  std::size_t floats = 0;
+  typename Products::Weight* p;    // [queries, kKeyBlock]: P
+  typename Products::Weight* d_s;  // [queries, kKeyBlock]: scale dS
 };
 
 struct Block {
@@ -65,15 +53,14 @@ struct Block {
   int64_t end() const { return first + count; }
 };
 
-// Sums of gradients so far, one row a token.
-struct Sums {
-  float* data;
-  int64_t stride;
-  float* row(int64_t i) const { return data + i * stride; }
-};
-
-template <class T>
+template <class Products>
 class Backward {
+  using T = typename Products::Element;
+  using Weight = typename Products::Weight;
+  using Scratch = BackwardScratch<Products>;
+  static constexpr int64_t kPanel = Products::kPanel;
+  static_assert(kQueryBlock % kPanel == 0 && kKeyBlock % kQueryBlock == 0);
+
  public:
   // Whether gradients are summed in d_qkv itself. Sums of bf16 would be rounded at every step: they grow in scratch and
   // are rounded when complete.
@@ -96,20 +83,20 @@ class Backward {
   int64_t query_blocks() const { return (in_.shape.sequence_length + kQueryBlock - 1) / kQueryBlock; }
 
   // What a thread that works on whole heads needs, or on blocks of keys or queries.
-  BackwardScratch scratch(float* memory, bool whole_heads) const {
-    const int64_t query_sums = whole_heads ? in_.group() * in_.shape.sequence_length : kQueryBlock;
-    return {memory, in_.shape.head_size, kInPlace ? 0 : kKeyBlock, kInPlace ? 0 : query_sums};
+  Scratch scratch(ScratchCut& cut, bool whole_heads, typename Products::Unit unit) const {
+    const int64_t query_sums = whole_heads ? in_.group() * head_rows() : kQueryBlock;
+    return {cut, in_.shape, kInPlace ? 0 : kKeyBlock, kInPlace ? 0 : query_sums, unit};
   }
 
   // All gradients of a key head and its query heads.
-  void head(int64_t b, int64_t kv_head, const BackwardScratch& scratch) const {
+  void head(int64_t b, int64_t kv_head, const Scratch& scratch) const {
     for (int64_t i = 0; i < key_blocks(); ++i) keys(b, kv_head, key_block(i), true, scratch);
   }
 
   // Gradients of k and v of one block of keys, from all queries of all heads of its group; with `with_d_q` what the
   // block contributes to their gradients too, which asks for the blocks of keys one after the other.
-  void keys(int64_t b, int64_t kv_head, const Block& keys, bool with_d_q, const BackwardScratch& scratch) const {
-    pack_keys(b, kv_head, keys, scratch);
+  void keys(int64_t b, int64_t kv_head, const Block& keys, bool with_d_q, const Scratch& scratch) const {
+    pack_keys(b, kv_head, keys, scratch.products);
     const Sums d_k = sums(b, keys.first, in_.k_column(kv_head), scratch.d_k, scratch.stride);
     const Sums d_v = sums(b, keys.first, in_.v_column(kv_head), scratch.d_v, scratch.stride);
     for (int64_t g = 0; g < in_.group(); ++g) {
@@ -121,8 +108,7 @@ class Backward {
         const Pair pair = start(b, h, queries, keys, seen, scratch);
         add_d_k_and_v(pair, d_k, d_v, g == 0, scratch);
         if (!with_d_q) continue;
-        float* const memory =
-            kInPlace ? nullptr : scratch.d_q + (g * in_.shape.sequence_length + queries.first) * scratch.stride;
+        float* const memory = kInPlace ? nullptr : scratch.d_q + (g * head_rows() + queries.first) * scratch.stride;
         const Sums d_q = sums(b, queries.first, in_.q_column(h), memory, scratch.stride);
         add_d_q(pair, d_q, scratch);
         if (!pair.all_before()) finish(d_q, b, queries, in_.q_column(h));  // no later keys for these queries
@@ -133,12 +119,12 @@ class Backward {
   }
 
   // Gradient of q of one block of queries.
-  void queries(int64_t b, int64_t h, const Block& queries, const BackwardScratch& scratch) const {
+  void queries(int64_t b, int64_t h, const Block& queries, const Scratch& scratch) const {
     const int64_t seen = in_.first_keys(b, queries.first, queries.count).low;
     const Sums d_q = sums(b, queries.first, in_.q_column(h), scratch.d_q, scratch.stride);
     for (int64_t i = seen / kKeyBlock; i < key_blocks() && key_block(i).first < queries.end(); ++i) {
       const Block keys = key_block(i);
-      pack_keys(b, h / in_.group(), keys, scratch);
+      pack_keys(b, h / in_.group(), keys, scratch.products);
       add_d_q(start(b, h, queries, keys, seen, scratch), d_q, scratch);
     }
     finish(d_q, b, queries, in_.q_column(h));
@@ -151,8 +137,8 @@ class Backward {
     int64_t first_panel, panels;
     int64_t seen;  // first key that any of the queries sees
 
-    int64_t panel_key(int64_t p) const { return keys.first + p * kTileCols; }
-    int64_t panel_keys(int64_t p) const { return std::min<int64_t>(kTileCols, keys.end() - panel_key(p)); }
+    int64_t panel_key(int64_t p) const { return keys.first + p * kPanel; }
+    int64_t panel_keys(int64_t p) const { return std::min<int64_t>(kPanel, keys.end() - panel_key(p)); }
     // The first query that sees anything of panel p, relative to the block.
     int64_t first_query(int64_t p) const { return std::max<int64_t>(panel_key(p) - queries.first, 0); }
     bool all_before() const { return keys.end() <= queries.first; }
@@ -161,6 +147,8 @@ class Backward {
   Block block(int64_t i, int64_t size) const {
     return {i * size, std::min(size, in_.shape.sequence_length - i * size)};
   }
+  // Rows of d_q's sums of a head: products may write to the end of a block, whose rows behind the last are nobody's.
+  int64_t head_rows() const { return query_blocks() * kQueryBlock; }
   const T* qkv(int64_t b, int64_t t, int64_t column) const { return qkv_ + in_.row(b, t) * in_.qkv.stride + column; }
   T* d_qkv(int64_t b, int64_t t, int64_t column) const { return d_qkv_ + in_.row(b, t) * d_qkv_stride_ + column; }
 
@@ -187,102 +175,78 @@ class Backward {
     }
   }
 
-  void pack_keys(int64_t b, int64_t kv_head, const Block& keys, const BackwardScratch& scratch) const {
-    const int64_t size = in_.shape.head_size;
-    copy_rows(qkv(b, keys.first, in_.k_column(kv_head)), in_.qkv.stride, keys.count, size, scratch.k, scratch.stride);
-    for (int64_t p = 0; p * kTileCols < keys.count; ++p) {
-      const int64_t key = p * kTileCols, count = std::min<int64_t>(kTileCols, keys.count - key);
-      float *k = scratch.k_panels + key * size, *v = scratch.v_panels + key * size;
-      if (count < kTileCols) {
-        std::fill_n(k, size * kTileCols, 0.0F);
-        std::fill_n(v, size * kTileCols, 0.0F);
-      }
-      transpose_scaled(qkv(b, keys.first + key, in_.k_column(kv_head)), in_.qkv.stride, count, size, 1.0F, k,
-                       kTileCols);
-      transpose_scaled(qkv(b, keys.first + key, in_.v_column(kv_head)), in_.qkv.stride, count, size, 1.0F, v,
-                       kTileCols);
-    }
+  void pack_keys(int64_t b, int64_t kv_head, const Block& keys, const Products& products) const {
+    products.pack_keys(qkv(b, keys.first, in_.k_column(kv_head)), qkv(b, keys.first, in_.v_column(kv_head)),
+                       in_.qkv.stride, keys.count);
   }
 
   // P and scale dS of a pair, zero where a query does not see a key.
   Pair start(int64_t b, int64_t h, const Block& queries, const Block& keys, int64_t seen,
-             const BackwardScratch& scratch) const {
-    const int64_t size = in_.shape.head_size;
+             const Scratch& scratch) const {
     const int64_t end = std::min(keys.end(), queries.end());  // keys from here on are in the future of all
-    const Pair pair{queries, keys, std::max<int64_t>(seen - keys.first, 0) / kTileCols,
-                    (end - keys.first + kTileCols - 1) / kTileCols, seen};
-    copy_rows(qkv(b, queries.first, in_.q_column(h)), in_.qkv.stride, queries.count, size, scratch.q, scratch.stride);
-    copy_rows(d_out_ + in_.row(b, queries.first) * d_out_stride_ + in_.q_column(h), d_out_stride_, queries.count, size,
-              scratch.d_out, scratch.stride);
+    const Pair pair{queries, keys, std::max<int64_t>(seen - keys.first, 0) / kPanel,
+                    (end - keys.first + kPanel - 1) / kPanel, seen};
+    scratch.products.pack_queries(qkv(b, queries.first, in_.q_column(h)), in_.qkv.stride,
+                                  d_out_ + in_.row(b, queries.first) * d_out_stride_ + in_.q_column(h), d_out_stride_,
+                                  queries.count);
     for (int64_t p = pair.first_panel; p < pair.panels; ++p) {
-      const int64_t query = pair.first_query(p), at = query * kKeyBlock + p * kTileCols;
-      multiply_block(AOrder::row_major, queries.count - query, kTileCols, size, scratch.q + query * scratch.stride,
-                     scratch.stride, scratch.k_panels + p * kTileCols * size, kTileCols, scratch.p + at, kKeyBlock,
-                     false);
-      multiply_block(AOrder::row_major, queries.count - query, kTileCols, size, scratch.d_out + query * scratch.stride,
-                     scratch.stride, scratch.v_panels + p * kTileCols * size, kTileCols, scratch.d_s + at, kKeyBlock,
-                     false);
+      scratch.products.multiply_scores(pair.first_query(p), queries.count, p * kPanel, scratch.scores, scratch.d_p);
     }
     const float* lse = lse_ + (b * in_.shape.heads + h) * in_.shape.sequence_length;
     const float* delta = delta_ + (b * in_.shape.heads + h) * in_.shape.sequence_length;
     for (int64_t i = 0; i < queries.count; ++i) {
       const int64_t t = queries.first + i;
-      finish_row(pair, in_.first_key(b, t), t, lse[t], delta[t], scratch.p + i * kKeyBlock,
-                 scratch.d_s + i * kKeyBlock);
+      const int64_t at = i * kKeyBlock;
+      finish_row(pair, in_.first_key(b, t), t, lse[t], delta[t], scratch.scores + at, scratch.d_p + at, scratch.p + at,
+                 scratch.d_s + at);
     }
     return pair;
   }
 
   // scores, dO V^T -> P, scale dS for query t.
-  void finish_row(const Pair& pair, int64_t first_key, int64_t t, float lse, float delta, float* p, float* d_s) const {
-    const int64_t begin = pair.first_panel * kTileCols, end = pair.panels * kTileCols;
+  void finish_row(const Pair& pair, int64_t first_key, int64_t t, float lse, float delta, const float* scores,
+                  const float* d_p, Weight* p, Weight* d_s) const {
+    const int64_t begin = pair.first_panel * kPanel, end = pair.panels * kPanel;
     const int64_t low = std::clamp(first_key - pair.keys.first, begin, end);
     const int64_t high = std::clamp(t + 1 - pair.keys.first, low, end);
-    const float scale = in_.shape.scale, scale_log2 = scale * kLog2E, lse_log2 = lse * kLog2E;
+    const float scale = in_.shape.scale, scale_log2 = scale * kLog2OfE, lse_log2 = lse * kLog2OfE;
     // Whole vectors; what lies outside [low, high) is overwritten below.
     for (int64_t c = low / kLanes * kLanes; c < high; c += kLanes) {
-      const Vec probability = simd_exp2(load_vec(p + c) * scale_log2 - lse_log2);
-      store_vec(p + c, probability);
-      store_vec(d_s + c, probability * (load_vec(d_s + c) - delta) * scale);
+      const Vec probability = simd_exp2(load_vec(scores + c) * scale_log2 - lse_log2);
+      store_weights(p + c, probability);
+      store_weights(d_s + c, probability * (load_vec(d_p + c) - delta) * scale);
     }
-    for (float* row : {p, d_s}) {
-      std::fill(row + begin, row + low, 0.0F);
-      std::fill(row + high, row + end, 0.0F);
+    for (Weight* row : {p, d_s}) {
+      std::fill(row + begin, row + low, Weight{});
+      std::fill(row + high, row + end, Weight{});
     }
   }
 
   void add_d_k_and_v(const Pair& pair, const Sums& d_k, const Sums& d_v, bool first_head,
-                     const BackwardScratch& scratch) const {
-    const auto add = [&](int64_t key, int64_t keys, int64_t query, bool accumulate) {
-      const int64_t at = query * kKeyBlock + key, queries = pair.queries.count - query;
-      multiply_block(AOrder::depth_major, keys, in_.shape.head_size, queries, scratch.p + at, kKeyBlock,
-                     scratch.d_out + query * scratch.stride, scratch.stride, d_v.row(key), d_v.stride, accumulate);
-      multiply_block(AOrder::depth_major, keys, in_.shape.head_size, queries, scratch.d_s + at, kKeyBlock,
-                     scratch.q + query * scratch.stride, scratch.stride, d_k.row(key), d_k.stride, accumulate);
+                     const Scratch& scratch) const {
+    const auto add = [&](int64_t query, int64_t key, int64_t end, bool accumulate) {
+      scratch.products.add_d_k_and_v(query, pair.queries.count, key, end, scratch.p, scratch.d_s, d_k, d_v, accumulate);
     };
     if (pair.all_before()) {  // and so not the first pair of any panel
-      const int64_t key = pair.first_panel * kTileCols;
-      return add(key, pair.keys.count - key, 0, true);
+      return add(0, pair.first_panel * kPanel, pair.keys.count, true);
     }
     for (int64_t p = pair.first_panel; p < pair.panels; ++p) {
       // The queries at the panel's own tokens are the first that see it.
       const bool first = first_head && pair.panel_key(p) >= pair.queries.first;
-      add(p * kTileCols, pair.panel_keys(p), pair.first_query(p), !first);
+      add(pair.first_query(p), p * kPanel, p * kPanel + pair.panel_keys(p), !first);
     }
   }
 
-  void add_d_q(const Pair& pair, const Sums& d_q, const BackwardScratch& scratch) const {
+  void add_d_q(const Pair& pair, const Sums& d_q, const Scratch& scratch) const {
     const bool accumulate = pair.keys.first > pair.seen;
-    const int64_t key = pair.first_panel * kTileCols;
+    const int64_t key = pair.first_panel * kPanel;
     // Against keys of their own time, some queries at a time, each as far as the last of them sees.
-    const int64_t step = pair.all_before() ? pair.queries.count : kTileCols;
+    const int64_t step = pair.all_before() ? pair.queries.count : kPanel;
     for (int64_t query = 0; query < pair.queries.count; query += step) {
-      const int64_t count = std::min(step, pair.queries.count - query);
-      const int64_t end = std::min(pair.keys.end(), pair.queries.first + query + count) - pair.keys.first;
+      const int64_t last = std::min(query + step, pair.queries.count);
+      const int64_t end = std::min(pair.keys.end(), pair.queries.first + last) - pair.keys.first;
       if (end <= key) continue;
-      multiply_block(AOrder::row_major, count, in_.shape.head_size, end - key, scratch.d_s + query * kKeyBlock + key,
-                     kKeyBlock, scratch.k + key * scratch.stride, scratch.stride, d_q.row(query), d_q.stride,
-                     accumulate);
+      scratch.products.add_d_q(query, last, key, end, scratch.d_s, d_q, accumulate);
     }
   }
 
@@ -318,13 +282,13 @@ void row_sums(const AttentionInput& in, const Tensor& out, const Tensor& d_out, 
   }
 }
 
-template <class T>
+template <class Products>
 void run(const AttentionInput& input, const Tensor& out, const Tensor& lse, const Tensor& d_out, const Tensor& d_qkv,
-         ThreadScratch& scratch, std::vector<float>& delta) {
+         typename Products::Unit unit, ThreadScratch& scratch, std::vector<float>& delta) {
   const AttentionShape& shape = input.shape;
   const int threads = omp_get_max_threads();
-  row_sums<T>(input, out, d_out, delta);
-  const Backward<T> backward(input, lse, d_out, d_qkv, delta);
+  row_sums<typename Products::Element>(input, out, d_out, delta);
+  const Backward<Products> backward(input, lse, d_out, d_qkv, delta);
   const int64_t key_blocks = backward.key_blocks(), query_blocks = backward.query_blocks();
 
   // One pass, a key head a task: 5 products a pair of blocks, but no more tasks than key heads. Two passes: 7 products,
@@ -332,10 +296,14 @@ void run(const AttentionInput& input, const Tensor& out, const Tensor& lse, cons
   const int64_t heads = shape.batch * shape.kv_heads;
   const int64_t rounds = (heads + threads - 1) / threads;
   const bool one_pass = key_blocks == 1 || 5 * rounds * threads <= 7 * heads;
-  scratch.reserve(threads, backward.scratch(nullptr, one_pass).floats);
+  ScratchCut size(nullptr);
+  backward.scratch(size, one_pass, unit);
+  scratch.reserve(threads, size.floats());
 #pragma omp parallel
   {
-    const BackwardScratch mine = backward.scratch(scratch.for_thread(omp_get_thread_num()), one_pass);
+    [[maybe_unused]] const typename Products::Ready ready(unit);
+    ScratchCut cut(scratch.for_thread(omp_get_thread_num()));
+    const BackwardScratch<Products> mine = backward.scratch(cut, one_pass, unit);
     if (one_pass) {
 #pragma omp for schedule(dynamic, 1)
       for (int64_t task = 0; task < heads; ++task) backward.head(task / shape.kv_heads, task % shape.kv_heads, mine);
@@ -358,9 +326,12 @@ void run(const AttentionInput& input, const Tensor& out, const Tensor& lse, cons
 }  // namespace
 
 void attention_backward(const AttentionInput& input, const Tensor& out, const Tensor& lse, const Tensor& d_out,
-                        const Tensor& d_qkv, ThreadScratch& scratch, std::vector<float>& delta) {
-  with_element_type(d_qkv.dtype, "attention backward",
-                    [&](auto type) { run<decltype(type)>(input, out, lse, d_out, d_qkv, scratch, delta); });
+                        const Tensor& d_qkv, const BlockUnit* unit, ThreadScratch& scratch, std::vector<float>& delta) {
+  if (unit != nullptr && d_qkv.dtype == DType::bf16)
+    return run<UnitBackward>(input, out, lse, d_out, d_qkv, *unit, scratch, delta);
+  with_element_type(d_qkv.dtype, "attention backward", [&](auto type) {
+    run<Fp32Backward<decltype(type)>>(input, out, lse, d_out, d_qkv, {}, scratch, delta);
+  });
 }
 
 }  // namespace polaron::cpu
