@@ -30,10 +30,10 @@ struct AttentionReference {
   Doubles out;    // [N, q_width]
   Doubles lse;    // [B * heads, T]
   Doubles d_qkv;  // [N, qkv_width]
-  // The same sums over weights and values (out), and over weights or gradients of scores and what they multiply
-  // (d_qkv), of absolute values: rounding the first factor of each term within u changes a result by u times this at
-  // most.
-  Doubles out_terms, d_qkv_terms;
+  // Of each element of out and d_qkv, the sums of its terms' absolute values and of their squares, each term a weight P
+  // or dS times an operand: how much rounding the weights can matter. Rounding them within u changes a result by u
+  // times the first at most, and by about u times the root of the second where the errors are as good as independent.
+  Doubles out_terms, d_qkv_terms, out_squares, d_qkv_squares;
 };
 
 // qkv [N, qkv_width] and d_out [N, q_width] dense; document_start may be empty. The gradient takes the rows' means of
@@ -48,6 +48,13 @@ inline AttentionReference reference_attention(const AttentionShape& s, const Dou
   result.d_qkv.assign(rows * width, 0.0);
   result.out_terms.assign(result.out.size(), 0.0);
   result.d_qkv_terms.assign(result.d_qkv.size(), 0.0);
+  result.out_squares.assign(result.out.size(), 0.0);
+  result.d_qkv_squares.assign(result.d_qkv.size(), 0.0);
+  const auto add = [](double term, double& sum, double& terms, double& squares) {
+    sum += term;
+    terms += std::abs(term);
+    squares += term * term;
+  };
   const double scale = static_cast<double>(s.scale);
   for (std::int64_t b = 0; b < s.batch; ++b) {
     for (std::int64_t h = 0; h < s.heads; ++h) {
@@ -58,8 +65,7 @@ inline AttentionReference reference_attention(const AttentionShape& s, const Dou
         std::int64_t first = document_start.empty() ? 0 : document_start[row];
         if (s.window > 0) first = std::max(first, t - s.window + 1);
         const double* q = qkv.data() + row * width + h * size;
-        const std::int64_t out_at = row * s.q_width() + h * size, q_at = row * width + h * size;
-        double* out = result.out.data() + out_at;
+        const std::int64_t out_at = row * s.q_width() + h * size;
         Doubles weight(t + 1, 0.0);
         double largest = -INFINITY, total = 0.0;
         for (std::int64_t j = first; j <= t; ++j) {
@@ -73,13 +79,13 @@ inline AttentionReference reference_attention(const AttentionShape& s, const Dou
           weight[j] = std::exp(weight[j] - largest) / total;
           const double* v = qkv.data() + (b * s.sequence_length + j) * width + v_at;
           for (std::int64_t d = 0; d < size; ++d) {
-            out[d] += weight[j] * v[d];
-            result.out_terms[out_at + d] += weight[j] * std::abs(v[d]);
+            const std::int64_t at = out_at + d;
+            add(weight[j] * v[d], result.out[at], result.out_terms[at], result.out_squares[at]);
           }
         }
         // Softmax backward: dz_j = w_j (dw_j - sum_i w_i dw_i) with dw_j = d_out . v_j.
         const double* d_o = d_out.data() + row * s.q_width() + h * size;
-        double* d_q = result.d_qkv.data() + row * width + h * size;
+        const std::int64_t q_at = row * width + h * size;
         Doubles d_weight(t + 1, 0.0);
         double mean = 0.0;
         for (std::int64_t j = first; j <= t; ++j) {
@@ -94,16 +100,14 @@ inline AttentionReference reference_attention(const AttentionShape& s, const Dou
         for (std::int64_t j = first; j <= t; ++j) {
           const std::int64_t key_row = b * s.sequence_length + j;
           const double* k = qkv.data() + key_row * width + k_at;
-          double* d_k = result.d_qkv.data() + key_row * width + k_at;
-          double* d_v = result.d_qkv.data() + key_row * width + v_at;
           const double d_score = weight[j] * (d_weight[j] - mean) * scale;
           for (std::int64_t d = 0; d < size; ++d) {
-            d_q[d] += d_score * k[d];
-            d_k[d] += d_score * q[d];
-            d_v[d] += weight[j] * d_o[d];
-            result.d_qkv_terms[q_at + d] += std::abs(d_score * k[d]);
-            result.d_qkv_terms[key_row * width + k_at + d] += std::abs(d_score * q[d]);
-            result.d_qkv_terms[key_row * width + v_at + d] += weight[j] * std::abs(d_o[d]);
+            const auto add_gradient = [&](double term, std::int64_t at) {
+              add(term, result.d_qkv[at + d], result.d_qkv_terms[at + d], result.d_qkv_squares[at + d]);
+            };
+            add_gradient(d_score * k[d], q_at);
+            add_gradient(d_score * q[d], key_row * width + k_at);
+            add_gradient(weight[j] * d_o[d], key_row * width + v_at);
           }
         }
       }

@@ -123,9 +123,9 @@ bool Matrix::same_bits(const Matrix& other) const {
 
 namespace {
 
-// places: where in a matrix of `cols` columns the elements stand.
+// places: where in a matrix of `cols` columns the elements stand. floors: of each element.
 void compare(const Doubles& actual, const Doubles& expected, const std::vector<std::int64_t>& places, std::int64_t cols,
-             double tolerance, double floor, DType type, const std::string& name) {
+             double tolerance, const Doubles& floors, DType type, const std::string& name) {
   double squares = 0.0;
   for (const double e : expected) squares += std::isfinite(e) ? e * e : 0.0;
   const double rms = expected.empty() ? 0.0 : std::sqrt(squares / static_cast<double>(expected.size()));
@@ -135,7 +135,7 @@ void compare(const Doubles& actual, const Doubles& expected, const std::vector<s
   for (std::size_t i = 0; i < actual.size(); ++i) {
     const double a = actual[i], e = expected[i];
     if (a == e || (std::isnan(a) && std::isnan(e))) continue;
-    const double exact = tolerance * (std::abs(e) + rms) + floor, unit = unit_roundoff(type);
+    const double exact = tolerance * (std::abs(e) + rms) + floors[i], unit = unit_roundoff(type);
     const double allowed = unit * std::abs(e) + (1.0 + unit) * exact;
     if (std::abs(a - e) <= allowed) continue;
     if (off++ == 0) first = i;
@@ -160,11 +160,17 @@ void compare(const Doubles& actual, const Doubles& expected, const std::vector<s
 }  // namespace
 
 void expect_close(const Doubles& actual, const Doubles& expected, double tolerance, const std::string& name,
-                  std::int64_t cols, double floor, DType type) {
+                  std::int64_t cols, const Doubles& floors, DType type) {
   ASSERT_EQ(actual.size(), expected.size()) << name;
+  ASSERT_EQ(actual.size(), floors.size()) << name;
   std::vector<std::int64_t> places(actual.size());
   std::iota(places.begin(), places.end(), 0);
-  compare(actual, expected, places, cols, tolerance, floor, type, name);
+  compare(actual, expected, places, cols, tolerance, floors, type, name);
+}
+
+void expect_close(const Doubles& actual, const Doubles& expected, double tolerance, const std::string& name,
+                  std::int64_t cols, double floor, DType type) {
+  expect_close(actual, expected, tolerance, name, cols, Doubles(actual.size(), floor), type);
 }
 
 void expect_close(const Matrix& actual, const Doubles& expected, double tolerance, const std::string& name,
@@ -192,7 +198,8 @@ void expect_derivative(const Matrix& gradient, const std::function<double(const 
     actual.push_back(all[i]);
     expected.push_back((above - below) / (2.0 * kStep));
   }
-  compare(actual, expected, places, gradient.cols(), tolerance, floor, gradient.type(), name);
+  const Doubles floors(actual.size(), floor);
+  compare(actual, expected, places, gradient.cols(), tolerance, floors, gradient.type(), name);
 }
 
 double dot(const Doubles& a, const Doubles& b) {

@@ -104,6 +104,9 @@ void expect_close(const Matrix& actual, const Doubles& expected, double toleranc
                   double floor = 0.0);
 void expect_close(const Doubles& actual, const Doubles& expected, double tolerance, const std::string& name,
                   std::int64_t cols, double floor = 0.0, DType type = DType::f32);
+// With a floor of each element's own.
+void expect_close(const Doubles& actual, const Doubles& expected, double tolerance, const std::string& name,
+                  std::int64_t cols, const Doubles& floors, DType type = DType::f32);
 
 // Fails the test unless `gradient` agrees with the central differences of f at x (dense, in the order of
 // Matrix::values()), with the tolerances of expect_close. Matrices of more than `most` elements are looked at in so
