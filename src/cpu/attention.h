@@ -1,7 +1,6 @@
 // The parts of the CPU's AttentionOps (backend/model_ops.h has their contracts).
 //
-// Activations are fp32 or bf16 and are turned into fp32 where they are copied into scratch; results are rounded once,
-// on their way out.
+// Activations are fp32 or bf16. Scores, statistics and sums are fp32; results are rounded once, on their way out.
 //
 // Both directions are blocked: scores exist for a block of queries and a block of keys at a time, in the scratch of one
 // thread. Which thread computes a block never changes a result: every sum has one owner and a fixed order.
@@ -9,8 +8,8 @@
 // The walks over the blocks (attention.cpp, attention_backward.cpp) are templates on a class Products that multiplies
 // the blocks: in fp32 (attention_fp32.h), or in bf16 on a BlockUnit (attention_unit.h). It has
 //   Element   of activations: float or bf16
-//   Weight    of P and dS as operands of a product: float or bf16. Their sums are sums of floats in any case
-//   Unit      what multiplies, handed to the constructor; Ready makes it ready on a thread
+//   Weight    of P and dS as operands of a product: float or bf16
+//   Unit      what multiplies, handed to the constructor; Ready makes it ready on a thread for its lifetime
 //   kPanel    queries (forward) or keys (backward) that scores are computed for together, the lanes of a row of scores
 //   kGrain    (forward) ranges of keys begin and end at multiples of it, from the start of a block of keys
 #pragma once

@@ -1,9 +1,10 @@
 // The products of attention in bf16 on a BlockUnit, for the walks that attention.h describes. Every operand is packed
 // into blocks of kBlock x kBlock, with zeros where the head size, the queries or the keys end.
 //
-// P and dS are rounded to bf16 as operands. The sums of a row's P, which the weighted sums are divided by, are those of
-// the unrounded P: a row's weights then add up to 1 within bf16's rounding only, and an output is off by 2^-8 of the
-// weighted mean of |v| at most, about as much as it is rounded when it is stored. Scores, dO V^T and all sums are fp32.
+// P and dS are rounded to bf16 as operands; scores, dO V^T and all sums are fp32. A row is divided by the sum of its
+// unrounded P: the weights that v is summed with add up to 1 but for their roundings, which are independent of each
+// other, and take an output from its value by 2^-8 of the weighted mean of |v| at most. lse, from which backward
+// computes P again, knows nothing of the roundings.
 #pragma once
 
 #include <algorithm>
