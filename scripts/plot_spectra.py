@@ -21,6 +21,7 @@ import json
 import math
 import re
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,7 +149,9 @@ def panels(kinds: list, title: str):
                                 squeeze=False, sharey=True)
     for spare in axes.flat[len(kinds):]:
         spare.set_visible(False)
-    figure.suptitle(plain_text(title), fontsize=14, fontweight="bold")
+    # A letter of this size takes about 0.1 inches: a narrow figure takes several lines.
+    wrapped = textwrap.fill(plain_text(title), max(20, int(figure.get_size_inches()[0] / 0.115)))
+    figure.suptitle(wrapped, fontsize=13, fontweight="bold")
     return figure, list(axes.flat)
 
 
