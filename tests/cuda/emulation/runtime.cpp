@@ -45,6 +45,7 @@ struct Runtime {
   std::map<void*, std::size_t> device_memory, pinned_memory;
   std::map<const void*, std::size_t> shared_limits;
   std::vector<std::unique_ptr<CUstream_st>> streams;
+  std::vector<std::unique_ptr<CUstream_st>> destroyed;  // idle; events that were recorded on them still ask them
   CUstream_st default_stream;
   double clock = 0.0;  // milliseconds
   cudaError_t last = cudaSuccess;
@@ -196,7 +197,11 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   stream->run_to(stream->queued);
-  std::erase_if(runtime().streams, [&](const auto& known) { return known.get() == stream; });
+  std::vector<std::unique_ptr<CUstream_st>>& known = runtime().streams;
+  const auto found = std::find_if(known.begin(), known.end(), [&](const auto& each) { return each.get() == stream; });
+  if (found == known.end()) return result(cudaErrorInvalidResourceHandle);
+  runtime().destroyed.push_back(std::move(*found));
+  known.erase(found);
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
