@@ -50,6 +50,4 @@ class CudaBackend final : public Backend {
 
 std::unique_ptr<Backend> make_backend(int index) { return std::make_unique<CudaBackend>(index); }
 
-const char* missing_families() { return ""; }
-
 }  // namespace polaron::cuda

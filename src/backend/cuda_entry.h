@@ -9,11 +9,10 @@ class Backend;
 
 struct CudaEntry {
   const char* interface_hash;            // of the headers of src/backend; see cmake/cuda.cmake
-  const char* missing;                   // families of ops that are not there yet; empty when a model can be trained
   Backend* (*make_backend)(int device);  // the caller owns it; throws Error(Exit::device)
 };
 
-inline constexpr const char* kCudaEntryName = "polaron_cuda_entry_1";
+inline constexpr const char* kCudaEntryName = "polaron_cuda_entry_2";
 using CudaEntryFunction = const CudaEntry* (*)();
 
 }  // namespace polaron

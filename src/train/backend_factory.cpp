@@ -16,12 +16,6 @@ std::string first_sentence(const std::string& text) { return text.substr(0, text
 // Throws Error(Exit::device) that says why there is none.
 ChosenBackend make_cuda_backend() {
   const CudaLibrary library = open_cuda_library(cuda_library_path());
-  if (!library.missing().empty()) {
-    throw Error(
-        Exit::device,
-        fmt::format("The CUDA backend of this version of polaron cannot train yet: it lacks {}. Use --device cpu.",
-                    library.missing()));
-  }
   ChosenBackend chosen;
   chosen.backend = library.make_backend(0);
   const DeviceInfo info = chosen.backend->device().info();

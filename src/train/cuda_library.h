@@ -13,8 +13,6 @@ class CudaLibrary {
  public:
   explicit CudaLibrary(const CudaEntry* entry) : entry_(entry) {}
 
-  // Families of ops that this build lacks; empty when it can train.
-  std::string missing() const { return entry_->missing; }
   // Throws Error(Exit::device): no driver, no device, one that is too old.
   std::unique_ptr<Backend> make_backend(int device) const {
     return std::unique_ptr<Backend>(entry_->make_backend(device));
