@@ -134,9 +134,12 @@ void check_architecture(const CheckpointReader& source, const TransformerConfig&
 }  // namespace
 
 Session::Session(Config given, bool initialize, Communicator& communicator_)
+    : Session(given, initialize, communicator_, make_backend(given.device, threads_for(given, communicator_))) {}
+
+Session::Session(Config given, bool initialize, Communicator& communicator_, ChosenBackend backend_)
     : vocabulary(find_vocabulary(given.data)),
       config(resolved(std::move(given), vocabulary)),
-      chosen(make_backend(config.device, threads_for(config, communicator_))),
+      chosen(std::move(backend_)),
       backend(*chosen.backend),
       communicator(communicator_),
       table(config.model) {

@@ -36,6 +36,8 @@ class Session {
   // config's micro_batch is cut to the sequences of one; Error(Exit::usage) where they cannot share the batch or the
   // matrices, or were not given the same config and program. The communicator must outlive the session.
   Session(Config config, bool initialize, Communicator& communicator);
+  // The same on a backend that is there already, whatever config.device says.
+  Session(Config config, bool initialize, Communicator& communicator, ChosenBackend backend);
 
   std::optional<Vocabulary> vocabulary;
   Config config;
