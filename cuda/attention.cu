@@ -162,6 +162,14 @@ class CudaAttention final : public AttentionOps {
 
 }  // namespace
 
+std::int64_t attention_scratch_bytes(const Workload& workload) {
+  FirstKeys first{};
+  first.length = static_cast<int>(workload.sequence_length);
+  const std::int64_t ranges = workload.first_keys ? workload.sequences * first.ranges_of_sequence() : 0;
+  return workload.heads * workload.rows() * static_cast<std::int64_t>(sizeof(float)) +
+         ranges * static_cast<std::int64_t>(sizeof(int2));
+}
+
 std::unique_ptr<AttentionOps> make_attention_ops(Device& device) { return std::make_unique<CudaAttention>(device); }
 
 }  // namespace polaron::cuda

@@ -21,7 +21,9 @@ class CudaBackend final : public Backend {
         attention_(make_attention_ops(*device_)),
         loss_(make_loss_ops(*device_)),
         elementwise_(make_elementwise_ops(*device_)),
-        matrix_(make_matrix_ops(*device_, gemm_)) {}
+        matrix_(make_matrix_ops(*device_, gemm_)) {
+    gemm_.set_timing(false);
+  }
 
   Device& device() override { return *device_; }
   EmbeddingOps& embedding() override { return *embedding_; }
@@ -32,6 +34,19 @@ class CudaBackend final : public Backend {
   LossOps& loss() override { return *loss_; }
   ElementwiseOps& elementwise() override { return *elementwise_; }
   MatrixOps& matrix() override { return *matrix_; }
+
+  std::int64_t scratch_bytes(const Workload& workload) override {
+    return Gemm::kKeptBytes + embedding_scratch_bytes(workload) + norm_scratch_bytes(workload) +
+           linear_scratch_bytes(workload) + mix_scratch_bytes(workload) + attention_scratch_bytes(workload) +
+           loss_scratch_bytes(workload) + elementwise_scratch_bytes(workload) + matrix_scratch_bytes(workload);
+  }
+
+  std::vector<std::byte> tuned() override { return gemm_.plans(); }
+  bool set_tuned(std::span<const std::byte> choices) override { return gemm_.set_plans(choices); }
+  bool set_timing(bool on) override {
+    gemm_.set_timing(on);
+    return true;
+  }
 
  private:
   std::unique_ptr<Device> device_;  // first: the families' memory is its

@@ -152,6 +152,17 @@ Decompositions::Decompositions(Device& device, Gemm& gemm, Normalizer& normalize
       solver_(std::make_unique<Solver>()) {}
 Decompositions::~Decompositions() = default;
 
+Decompositions::Room Decompositions::householder_room(std::int64_t count, std::int64_t rows, std::int64_t rank) {
+  const int work = Solver().householder_size(static_cast<int>(rows), static_cast<int>(rank), nullptr, nullptr);
+  return {count * rows * rank + rank, count * rank + 1, work};
+}
+
+Decompositions::Room Decompositions::exact_polar_room(const StackShape& shape) {
+  const std::int64_t n = shape.rows;
+  const int work = Solver().svd_size(static_cast<int>(shape.cols), static_cast<int>(n));
+  return {shape.count * (2 * shape.elements() + n * n + n), 2 * shape.count, work};
+}
+
 void Decompositions::householder(Stream& stream, std::int64_t count, std::int64_t rows, std::int64_t rank,
                                  float* sketches) {
   const std::int64_t elements = rows * rank;

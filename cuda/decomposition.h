@@ -26,6 +26,15 @@ class Decompositions {
   // MatrixOps::exact_polar.
   void exact_polar(Stream& stream, const StackShape& shape, float* stack);
 
+  // What calls of these shapes keep on the device; for several shapes the largest of each.
+  struct Room {
+    std::int64_t floats = 0, integers = 0, work = 0;
+    std::int64_t bytes() const { return 4 * (floats + integers + work); }
+  };
+  // Both open cuSOLVER for a moment.
+  static Room householder_room(std::int64_t count, std::int64_t rows, std::int64_t rank);
+  static Room exact_polar_room(const StackShape& shape);
+
  private:
   class Solver;
 

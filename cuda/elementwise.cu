@@ -343,6 +343,12 @@ class CudaElementwise final : public ElementwiseOps {
 
 }  // namespace
 
+std::int64_t elementwise_scratch_bytes(const Workload& workload) {
+  std::int64_t chunks = 1;
+  for (const std::int64_t length : workload.gradient_lengths) chunks += ceil_div(length, kSumChunk);
+  return chunks * static_cast<std::int64_t>(sizeof(double));
+}
+
 std::unique_ptr<ElementwiseOps> make_elementwise_ops(Device& device) {
   return std::make_unique<CudaElementwise>(device);
 }

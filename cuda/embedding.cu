@@ -153,6 +153,13 @@ Grid rows_and_packs(Stream& stream, std::int64_t rows, std::int64_t width, int p
   return {dim3(static_cast<unsigned>(rows)), dim3(static_cast<unsigned>(threads)), handle_of(stream)};
 }
 
+// Numbers that the backward pass keeps.
+std::int64_t order_integers(std::int64_t rows) { return 2 * rows + sort_scratch(rows); }
+std::int64_t partial_stride(std::int64_t width) { return ceil_div(width, std::int64_t{4}) * 4; }
+std::int64_t partial_floats(std::int64_t rows, std::int64_t width) {
+  return 2 * ceil_div(rows, kChunk) * partial_stride(width);
+}
+
 class CudaEmbedding final : public EmbeddingOps {
  public:
   explicit CudaEmbedding(Device& device) : order_(device), partial_(device) {}
@@ -172,12 +179,12 @@ class CudaEmbedding final : public EmbeddingOps {
   void backward(Stream& stream, const Tensor& tokens, const Tensor& d_out, std::int64_t sequence_length,
                 const Tensor& token_grad, const Tensor& position_grad) override {
     const std::int64_t rows = d_out.rows, width = d_out.cols, chunks = ceil_div(rows, kChunk);
-    const std::int64_t stride = ceil_div(width, 4) * 4;
-    auto* const order = order_.room<std::int32_t>(2 * rows + sort_scratch(rows));
+    const std::int64_t stride = partial_stride(width);
+    auto* const order = order_.room<std::int32_t>(order_integers(rows));
     auto* const sorted = order + rows;
     const auto vocabulary = static_cast<std::int32_t>(token_grad.rows);
     sort_by_key(stream, tokens.i32(), rows, vocabulary, order, sorted, sorted + rows);
-    auto* const partial = partial_.room<float>(2 * chunks * stride);
+    auto* const partial = partial_.room<float>(partial_floats(rows, width));
     const Segments segments{order, sorted, rows, partial, partial + chunks * stride, stride, vocabulary};
     with_element_type(d_out.dtype, "embedding backward", [&](auto type) {
       using T = decltype(type);
@@ -201,6 +208,12 @@ class CudaEmbedding final : public EmbeddingOps {
 };
 
 }  // namespace
+
+std::int64_t embedding_scratch_bytes(const Workload& workload) {
+  std::int64_t widest = 0;
+  for (const std::int64_t columns : workload.tables) widest = std::max(widest, columns);
+  return 4 * (order_integers(workload.rows()) + partial_floats(workload.rows(), widest));
+}
 
 std::unique_ptr<EmbeddingOps> make_embedding_ops(Device& device) { return std::make_unique<CudaEmbedding>(device); }
 

@@ -73,6 +73,8 @@ struct GemmCall {
 class Gemm {
  public:
   static constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20U;  // allocated by the first call
+  // All that calls keep on the device: the workspace, and 0 and 1 for calls with one number there.
+  static constexpr std::int64_t kKeptBytes = static_cast<std::int64_t>(kWorkspaceBytes + 2 * sizeof(float));
 
   // Throws Error(Exit::device) where cuBLASLt cannot be opened.
   explicit Gemm(Device& device);

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <stdexcept>
 
 #include "cuda/activation.h"
@@ -101,6 +102,13 @@ GemmCall product(const GemmMatrix& a, const GemmMatrix& b, std::int64_t depth, c
 }
 GemmCall input_gradient(const Tensor& d_out, const Tensor& weight, const Tensor& d_x) {
   return product(GemmMatrix(d_out), GemmMatrix(weight), weight.rows, d_x);
+}
+
+// Rows of a chunk of gradients of activated values, at most.
+std::int64_t rows_of_chunk(std::int64_t chunk_bytes, std::int64_t row_bytes) {
+  constexpr std::int64_t kTile = 256;  // chunks of whole tiles of the product
+  const std::int64_t fitting = chunk_bytes / row_bytes, whole = fitting / kTile * kTile;
+  return whole > 0 ? whole : fitting > 0 ? fitting : 1;
 }
 
 // Where the library's kernels really have GELU in their epilogue. Elsewhere it is reported to be slower there than in a
@@ -221,10 +229,8 @@ class CudaLinearOps final : public LinearOps {
   // the device's cache when it is read again. (The library does not say whether the matrix that the derivative of GELU
   // is taken at may be the result's.)
   void in_chunks(Stream& stream, const Tensor& d_out, const Tensor& weight, Activation activation, const Tensor& pre) {
-    constexpr std::int64_t kTile = 256;  // chunks of whole tiles of the product
     const std::int64_t row_bytes = static_cast<std::int64_t>(static_cast<std::size_t>(pre.cols) * size_of(pre.dtype));
-    const std::int64_t fitting = chunk_bytes_ / row_bytes, whole = fitting / kTile * kTile;
-    const std::int64_t chunk = whole > 0 ? whole : fitting > 0 ? fitting : 1;
+    const std::int64_t chunk = rows_of_chunk(chunk_bytes_, row_bytes);
     void* const memory = chunk_.room<std::byte>((pre.rows < chunk ? pre.rows : chunk) * row_bytes);
     for (std::int64_t row = 0; row < pre.rows; row += chunk) {
       const std::int64_t rows = pre.rows - row < chunk ? pre.rows - row : chunk;
@@ -258,6 +264,22 @@ class CudaLinearOps final : public LinearOps {
 };
 
 }  // namespace
+
+std::int64_t linear_scratch_bytes(const Workload& workload, std::int64_t chunk_bytes) {
+  const bool low = workload.dtype == DType::bf16;
+  const std::int64_t pack = low ? kPack<bf16> : kPack<float>;
+  std::int64_t rounded = 0, sums = 0, chunk = 0;
+  for (const std::int64_t width : workload.biased) {
+    if (low) rounded = std::max(rounded, width * 2);
+    const Strips strips = strips_of(workload.rows(), ceil_div(width, kSumLanes * pack));
+    if (strips.count > 1) sums = std::max(sums, strips.count * width * 4);
+  }
+  if (workload.activated_in_place > 0) {
+    const std::int64_t row_bytes = workload.activated_in_place * (low ? 2 : 4);
+    chunk = std::min(workload.rows(), rows_of_chunk(chunk_bytes, row_bytes)) * row_bytes;
+  }
+  return rounded + sums + chunk;
+}
 
 std::unique_ptr<LinearOps> make_linear_ops(Device& device, Gemm& gemm, std::int64_t chunk_bytes) {
   return std::make_unique<CudaLinearOps>(device, gemm, chunk_bytes);

@@ -213,6 +213,10 @@ class CudaLoss final : public LossOps {
 
 }  // namespace
 
+std::int64_t loss_scratch_bytes(const Workload& workload) {
+  return workload.loss_rows * static_cast<std::int64_t>(sizeof(double));
+}
+
 std::unique_ptr<LossOps> make_loss_ops(Device& device) { return std::make_unique<CudaLoss>(device); }
 
 }  // namespace polaron::cuda

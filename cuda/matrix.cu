@@ -165,7 +165,55 @@ class CudaMatrixOps final : public MatrixOps {
   std::unique_ptr<Decompositions> decompositions_;  // null until one is asked for
 };
 
+// The largest of what the buffers of the ops have to hold.
+class Rooms {
+ public:
+  void add(const Workload::Matrices& m) {
+    const auto [count, rows, cols] = m.shape;
+    if (m.rank == 0) return orthogonalization(m, m.shape);
+    const std::int64_t rank = m.rank;
+    if (m.sketch == Sketch::gaussian || m.power > 0) take(numbers_, count * rank * cols);
+    if (m.power > 0) basis(m, BasisMethod::automatic);
+    basis(m, m.basis);
+    orthogonalization(m, {count, rank, cols});
+    const std::int64_t at_once = std::max<std::int64_t>(1, kMostOfProduct / (rows * cols));
+    take(numbers_, std::min(m.updated, at_once) * rows * cols);
+  }
+  std::int64_t bytes() const { return sums_ + 4 * (numbers_ + sketches_ + factors_) + decompositions_.bytes(); }
+
+ private:
+  static void take(std::int64_t& room, std::int64_t wanted) { room = std::max(room, wanted); }
+  void take(const Decompositions::Room& wanted) {
+    take(decompositions_.floats, wanted.floats);
+    take(decompositions_.integers, wanted.integers);
+    take(decompositions_.work, wanted.work);
+  }
+  void basis(const Workload::Matrices& m, BasisMethod method) {
+    const auto [count, rows, cols] = m.shape;
+    take(sums_, Normalizer::scratch_bytes({count, rows, m.rank}));
+    if (method == BasisMethod::householder) return take(Decompositions::householder_room(count, rows, m.rank));
+    take(sketches_, count * rows * m.rank);
+    take(factors_, 2 * count * m.rank * m.rank + inverse_factor_floats(count, m.rank));
+  }
+  void orthogonalization(const Workload::Matrices& m, const StackShape& shape) {
+    take(sums_, Normalizer::scratch_bytes(shape));
+    if (m.exact) take(Decompositions::exact_polar_room(shape));
+  }
+
+  std::int64_t sums_ = 0;                                  // bytes
+  std::int64_t numbers_ = 0, sketches_ = 0, factors_ = 0;  // floats
+  Decompositions::Room decompositions_;
+};
+
 }  // namespace
+
+std::int64_t matrix_scratch_bytes(const Workload& workload) {
+  Rooms rooms;
+  for (const Workload::Matrices& matrices : workload.matrices) {
+    if (matrices.shape.count > 0 || matrices.updated > 0) rooms.add(matrices);
+  }
+  return rooms.bytes();
+}
 
 std::unique_ptr<MatrixOps> make_matrix_ops(Device& device, Gemm& gemm) {
   return std::make_unique<CudaMatrixOps>(device, gemm);

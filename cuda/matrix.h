@@ -67,6 +67,7 @@ class Normalizer {
   // to = from / divisor, rounded to `to`'s type. from: stacked fp32 [rows, cols]; `to` may be the same memory.
   void operator()(Stream& stream, const Divisor& divisor, const StackShape& shape, const float* from,
                   const MatrixBatch& to);
+  static std::int64_t scratch_bytes(const StackShape& shape);
 
  private:
   Scratch sums_;

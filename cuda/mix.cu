@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <stdexcept>
 #include <type_traits>
 
@@ -179,6 +180,12 @@ class CudaMix final : public MixOps {
 };
 
 }  // namespace
+
+std::int64_t mix_scratch_bytes(const Workload& workload) {
+  if (!workload.mixes) return 0;
+  const std::int64_t blocks = ceil_div(workload.rows() * workload.width, std::int64_t{kThreads});
+  return std::min<std::int64_t>(blocks, kMostBlocks) * kTerms * static_cast<std::int64_t>(sizeof(double));
+}
 
 std::unique_ptr<MixOps> make_mix_ops(Device& device) { return std::make_unique<CudaMix>(device); }
 

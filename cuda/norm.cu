@@ -335,6 +335,11 @@ class CudaNorm final : public NormOps {
 
 }  // namespace
 
+std::int64_t norm_scratch_bytes(const Workload& workload) {
+  // A block takes several rows where they are short; as if each took one.
+  return 2 * std::min(kBackwardBlocks, workload.rows()) * workload.width * static_cast<std::int64_t>(sizeof(float));
+}
+
 std::unique_ptr<NormOps> make_norm_ops(Device& device) { return std::make_unique<CudaNorm>(device); }
 
 }  // namespace polaron::cuda

@@ -128,6 +128,10 @@ void Normalizer::operator()(Stream& stream, const Divisor& divisor, const StackS
   });
 }
 
+std::int64_t Normalizer::scratch_bytes(const StackShape& shape) {
+  return shape.count * ceil_div(shape.elements(), kChunk) * static_cast<std::int64_t>(sizeof(double));
+}
+
 void widen(Stream& stream, const StackShape& shape, const MatrixBatch& from, float* to) {
   if (shape.count == 0) return;
   launch<matrix_widen>(grid_of(stream, shape), static_cast<const bf16*>(from.data), shape.elements(), shape.cols,

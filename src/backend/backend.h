@@ -1,12 +1,17 @@
 // A backend: a device and the op sets on it. model/, optim/ and train/ are written on this class and know no device.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "backend/device.h"
 #include "backend/model_ops.h"
 #include "backend/optimizer_ops.h"
+#include "backend/workload.h"
 
 namespace polaron {
 
@@ -22,6 +27,20 @@ class Backend {
   virtual LossOps& loss() = 0;
   virtual ElementwiseOps& elementwise() = 0;
   virtual MatrixOps& matrix() = 0;
+
+  // Device memory that the ops keep between calls in a run of this workload, beside what they are given: bytes, an
+  // upper bound close to what is then allocated. 0 where ops keep none on the device.
+  virtual std::int64_t scratch_bytes(const Workload& /*workload*/) { return 0; }
+
+  // Choices that results may depend on in their last bits and that the backend makes when an op first runs (of GEMM
+  // algorithms, say), for set_tuned() in other processes and in runs that resume this one. Empty where there are none.
+  virtual std::vector<std::byte> tuned() { return {}; }
+  // Takes choices over from a tuned(). False, and nothing is changed, where they were made for another device or
+  // library version; Error(Exit::data) for bytes that no tuned() gave.
+  virtual bool set_tuned(std::span<const std::byte> choices) { return choices.empty(); }
+  // From now on new choices are made by timing, so that another run may choose otherwise, or by a rule that gives the
+  // same each time (initially). Returns whether this backend makes any.
+  virtual bool set_timing(bool /*on*/) { return false; }
 };
 
 }  // namespace polaron

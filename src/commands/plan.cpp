@@ -34,6 +34,7 @@ nlohmann::ordered_json to_json(const MemoryPlan& memory) {
           {"optimizer_scratch", memory.optimizer_scratch},
           {"activations", memory.activations},
           {"batches", memory.batches},
+          {"ops", memory.ops},
           {"total", memory.total()}};
 }
 

@@ -22,6 +22,29 @@ DType newton_schulz_dtype(const OptimizerSettings& s) {
   return s.newton_schulz_precision == NewtonSchulzPrecision::bf16 ? DType::bf16 : DType::f32;
 }
 
+Sketch sketch_kind(const MatrixClass& matrices) {
+  switch (matrices.settings.sketch) {
+    case SketchKind::columns:
+      return Sketch::columns;
+    case SketchKind::columns_authors: {  // tall matrices and others are in classes of their own then
+      const MatrixItem& first = matrices.items.front();
+      return first.rows > first.cols ? Sketch::leading_columns : Sketch::columns;
+    }
+    case SketchKind::gaussian:
+    case SketchKind::power:
+      break;
+  }
+  return Sketch::gaussian;
+}
+int power_iterations(const OptimizerSettings& s) {
+  return s.sketch == SketchKind::power ? static_cast<int>(s.power_iterations) : 0;
+}
+BasisMethod basis_method(const OptimizerSettings& s) {
+  return s.basis == BasisKind::householder   ? BasisMethod::householder
+         : s.basis == BasisKind::cholesky_qr ? BasisMethod::cholesky_qr
+                                             : BasisMethod::automatic;
+}
+
 std::string elementwise_name(const OptimizerSettings& s, int buffer, const Parameter& p) {
   return (s.kind != OptimizerKind::adamw ? "sgd.momentum." : buffer == 0 ? "adamw.m." : "adamw.v.") + p.name;
 }
@@ -72,6 +95,16 @@ Optimizer::Plan Optimizer::plan(const Assignment& assignment, const Ownership& o
     stack = std::max(stack, count * matrices.rows * matrices.cols);
     basis = std::max(basis, kept * matrices.rows * matrices.rank);
     factor = std::max(factor, kept * matrices.rank * matrices.cols);
+    const OptimizerSettings& settings = matrices.settings;
+    const std::size_t updated =
+        owned.exchange == Exchange::factors ? std::min(group_size(matrices, backend), owned.order.size()) : 0;
+    plan.matrices.push_back({{count, matrices.rows, matrices.cols},
+                             std::max(count, static_cast<std::int64_t>(updated)),
+                             matrices.rank,
+                             sketch_kind(matrices),
+                             power_iterations(settings),
+                             basis_method(settings),
+                             settings.orthogonalizer == Orthogonalizer::exact});
     if (count == 0) continue;
     const StackShape iterated{count, matrices.rank > 0 ? matrices.rank : matrices.rows, matrices.cols};
     iteration =
@@ -272,12 +305,7 @@ void Optimizer::find_directions(Stream& stream, const Group& group, const StepGa
   const std::int64_t basis_size = matrices.rows * matrices.rank, factor_size = matrices.rank * matrices.cols;
   float* const basis = scratch_.tensor(1).f32() + at * basis_size;
   float* const factor = scratch_.tensor(2).f32() + at * factor_size;
-  const int power = s.sketch == SketchKind::power ? static_cast<int>(s.power_iterations) : 0;
-  const bool tall = matrices.items.front().rows > matrices.items.front().cols;  // of columns_authors: of all of them
-  const Sketch kind = s.sketch == SketchKind::columns           ? Sketch::columns
-                      : s.sketch == SketchKind::columns_authors ? (tall ? Sketch::leading_columns : Sketch::columns)
-                                                                : Sketch::gaussian;
-  ops.sketch(stream, shape, matrices.rank, kind, power, keys, stack, basis);
+  ops.sketch(stream, shape, matrices.rank, sketch_kind(matrices), power_iterations(s), keys, stack, basis);
   // The sketch and the projection are linear in the momentum, so sums of the processes' are those of the sum.
   const auto sum = [&](float* values, std::int64_t elements) {
     if (owned.exchange != Exchange::sketch) return;
@@ -285,10 +313,7 @@ void Optimizer::find_directions(Stream& stream, const Group& group, const StepGa
     communicator_.finish(stream);
   };
   sum(basis, n * basis_size);
-  const BasisMethod method = s.basis == BasisKind::householder   ? BasisMethod::householder
-                             : s.basis == BasisKind::cholesky_qr ? BasisMethod::cholesky_qr
-                                                                 : BasisMethod::automatic;
-  ops.orthonormal_basis(stream, n, matrices.rows, matrices.rank, method, basis);
+  ops.orthonormal_basis(stream, n, matrices.rows, matrices.rank, basis_method(s), basis);
   ops.project(stream, shape, matrices.rank, basis, stack, factor);
   sum(factor, n * factor_size);
   orthogonalize(stream, s, {n, matrices.rank, matrices.cols}, factor);

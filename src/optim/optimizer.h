@@ -40,6 +40,7 @@ class Optimizer {
   struct Plan {
     ArenaPlan state;
     ArenaPlan scratch;
+    std::vector<Workload::Matrices> matrices;  // what it will ask of the backend's ops
   };
   static Plan plan(const Assignment& assignment, const Ownership& ownership, int rank, const ParameterTable& table,
                    Backend& backend);

@@ -1,6 +1,8 @@
 #include "train/plan.h"
 
 #include <algorithm>
+#include <utility>
+#include <vector>
 
 #include "model/transformer.h"
 #include "optim/optimizer.h"
@@ -31,6 +33,40 @@ FlopsPerToken flops_per_token(const TransformerConfig& model, const ParameterTab
   return flops;
 }
 
+namespace {
+
+Workload workload_of(const Config& config, const ParameterTable& table, const Ownership& ownership, int rank,
+                     std::vector<Workload::Matrices> matrices) {
+  const TransformerConfig& model = config.model;
+  const ActivationShape shape = activation_shape(config);
+  const std::int64_t q_width = model.heads * model.head_size, kv_width = model.kv_heads * model.head_size;
+  Workload work;
+  work.dtype = shape.dtype;
+  work.sequences = shape.sequences;
+  work.sequence_length = shape.sequence_length;
+  work.width = model.width;
+  work.heads = model.heads;
+  work.first_keys = model.document_mask || model.window_block > 0;
+  work.tables = {model.width};
+  if (model.value_embeddings > 0) work.tables.push_back(kv_width);
+  if (model.biases) work.biased = {q_width + 2 * kv_width, model.width, mlp_pre_width(model)};
+  if (model.mlp != MlpKind::swiglu) work.activated_in_place = mlp_pre_width(model);
+  work.loss_rows = loss_chunk_rows(model, shape);
+  work.mixes = model.x0_mixing || model.value_embeddings > 0 || !model.skips.empty();
+  if (ownership.processes() == 1) {
+    work.gradient_lengths = {table.stored_elements()};
+  } else {
+    for (const OwnedRange& range : ownership.reduced()) {
+      if (range.owner == rank) work.gradient_lengths.push_back(range.elements);
+    }
+    for (const OwnedRange& range : ownership.local()) work.gradient_lengths.push_back(range.elements);
+  }
+  work.matrices = std::move(matrices);
+  return work;
+}
+
+}  // namespace
+
 MemoryPlan plan_memory(const Config& config, const ParameterTable& table, const Assignment& assignment,
                        const Ownership& ownership, int rank, Backend& backend) {
   MemoryPlan plan;
@@ -44,6 +80,7 @@ MemoryPlan plan_memory(const Config& config, const ParameterTable& table, const 
   plan.activations =
       ActivationLayout(config.model, shape).plan().bytes() + Transformer::table_bytes(config.model, shape);
   plan.batches = BatchUploader::bytes(shape.rows());
+  plan.ops = backend.scratch_bytes(workload_of(config, table, ownership, rank, optimizer.matrices));
   return plan;
 }
 

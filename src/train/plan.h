@@ -20,8 +20,9 @@ struct MemoryPlan {
   std::int64_t optimizer_scratch = 0;
   std::int64_t activations = 0;  // with the chunk of logits and the rotary tables
   std::int64_t batches = 0;      // tokens, targets and documents, two micro-batches of them
+  std::int64_t ops = 0;          // what the backend's ops keep between calls, on a device that is not the CPU; at most
   std::int64_t total() const {
-    return weights + gradients + optimizer_state + optimizer_scratch + activations + batches;
+    return weights + gradients + optimizer_state + optimizer_scratch + activations + batches + ops;
   }
 };
 

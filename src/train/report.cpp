@@ -62,9 +62,10 @@ Table memory_table(const MemoryPlan& memory) {
                  row("optimizer state", memory.optimizer_state),
                  row("optimizer scratch", memory.optimizer_scratch),
                  row("activations", memory.activations),
-                 row("token batches", memory.batches),
-                 {},
-                 row("in all", memory.total())};
+                 row("token batches", memory.batches)};
+  if (memory.ops > 0) result.rows.push_back(row("kept by ops", memory.ops));
+  result.rows.push_back({});
+  result.rows.push_back(row("in all", memory.total()));
   return result;
 }
 
