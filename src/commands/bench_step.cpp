@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "base/error.h"
 #include "commands/bench_model.h"
 #include "io/atomic.h"
 #include "model/transformer.h"
@@ -17,6 +18,10 @@ namespace polaron {
 Config load_bench_config(const BenchCommand& command) {
   Config config = load_config(command.config, command.overrides);
   if (config.model.vocabulary == 0) config.model.vocabulary = 256;
+  if (config.training.micro_batch == kAutoMicroBatch) {
+    throw Error(Exit::usage,
+                "a benchmark needs a number as training.micro_batch, not \"auto\": --set training.micro_batch=N.");
+  }
   return config;
 }
 

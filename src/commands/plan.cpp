@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -70,6 +71,16 @@ Exit run_plan(const PlanCommand& command) {
   const ChosenBackend chosen = make_backend(config.device, static_cast<int>(config.threads));
 
   const Ownership ownership(assignment, table, command.processes, config.parallel.exchange);
+  std::string fitted;
+  if (config.training.micro_batch == kAutoMicroBatch) {
+    const std::int64_t free = free_memory(chosen.backend->device(), 1);
+    const std::int64_t count =
+        largest_micro_batch(config, table, assignment, ownership, 0, *chosen.backend, filled_by_auto(free));
+    config.training.micro_batch = std::max<std::int64_t>(1, count);
+    fitted =
+        fmt::format("training.micro_batch \"auto\": {} into the {} that are free here.",
+                    count > 0 ? fmt::format("{}, the most that fit", count) : "not even 1 fits", format_bytes(free));
+  }
   Console console;
   const FlopsPerToken flops = flops_per_token(config.model, table, config.training.sequence_length);
   console.table(model_table(config, table, flops));
@@ -77,6 +88,7 @@ Exit run_plan(const PlanCommand& command) {
   const std::string note = full_rank_note(assignment);
   if (!note.empty()) console.line(note);
   if (!assumed.empty()) console.line(assumed);
+  if (!fitted.empty()) console.line(fitted);
 
   Table roles;
   roles.title = "parameters by role";

@@ -25,13 +25,16 @@ struct DataConfig {
 enum class Recompute : std::uint8_t { none, block };
 enum class Exchange : std::uint8_t { parameters, factors, sketch };
 
+inline constexpr std::int64_t kAutoMicroBatch = -1;
+
 struct TrainingConfig {
   std::int64_t steps = 0;            // optimizer steps; or
   std::int64_t tokens = 0;           // tokens to train on, rounded up to whole steps. Exactly one of the two is given;
                                      // after validation both hold
   std::int64_t sequence_length = 0;  // T; default: the model's context_length
   std::int64_t batch = 0;            // sequences in a global batch (one optimizer step)
-  std::int64_t micro_batch = 0;      // sequences a process handles at once; default: batch
+  std::int64_t micro_batch = 0;      // sequences a process handles at once; default: batch. kAutoMicroBatch: the most
+                                     // that fit into memory
   double gradient_clip = 1.0;        // global norm; 0: none
   Recompute recompute = Recompute::none;
   std::int64_t loss_chunk = 0;  // rows of logits held at once; 0: equal chunks of up to about 128 MB

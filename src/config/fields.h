@@ -34,6 +34,7 @@ struct Info {
   bool below_max = false;                 // max itself is refused
   std::string_view default_text = {};     // where the default is derived or the key must be given
   std::span<const Choice> choices = {};   // strings: the allowed ones; empty: any
+  std::string_view word = {};             // integers: a string that may stand in a number's place, for -1
   bool applies = true;                    // with the values read so far, is the key used at all?
   std::string_view applies_to = {};       // ... what it is for
   std::string_view applies_instead = {};  // ... and why it is not; empty: because of the "type"
@@ -111,10 +112,11 @@ void describe(V& v, TrainingConfig& c) {
            .default_text = "required"});
   v.field("micro_batch", c.micro_batch,
           {.help = "sequences a process handles at once: smaller means less memory and the same result up to rounding. "
-                   "Divides `batch`",
+                   "Divides `batch`. `\"auto\"`: the most of a process's part of the batch that fit into its memory",
            .min = 1,
            .max = largest_size,
-           .default_text = "`batch`"});
+           .default_text = "`batch`",
+           .word = "auto"});
   v.field("gradient_clip", c.gradient_clip,
           {.help = "gradients are scaled down so that their global norm is at most this; 0: never", .min = 0});
   v.field("recompute", c.recompute, {.help = "what the backward pass computes again instead of keeping it"});

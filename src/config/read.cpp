@@ -161,8 +161,16 @@ class Reader {
       return given.is_number_float() && std::trunc(given.get<double>()) == given.get<double>() &&
              std::abs(given.get<double>()) <= exact;
     };
+    if (!info.word.empty() && given.is_string() && given.get_ref<const std::string&>() == info.word) {
+      value = -1;
+      return;
+    }
     const bool is_integer = given.is_number_integer() || whole();  // beyond int64 the limits refuse it
-    if (!is_integer || !within(given.get<double>(), info)) expected(name, "an integer" + limits_text(info), given);
+    if (!is_integer || !within(given.get<double>(), info)) {
+      expected(name,
+               "an integer" + limits_text(info) + (info.word.empty() ? "" : fmt::format(", or \"{}\"", info.word)),
+               given);
+    }
     value = given.is_number_float() ? static_cast<std::int64_t>(given.get<double>()) : given.get<std::int64_t>();
   }
 

@@ -70,7 +70,8 @@ std::string limits_or(const FieldEntry& entry) {
     case FieldType::boolean:
       return "`true`, `false`";
     case FieldType::integer:
-      return "integer" + limits_text(entry.info);
+      return "integer" + limits_text(entry.info) +
+             (entry.info.word.empty() ? "" : fmt::format(", or `\"{}\"`", entry.info.word));
     case FieldType::number:
       return "number" + limits_text(entry.info);
     case FieldType::string:
@@ -196,6 +197,7 @@ std::string property(const FieldEntry& entry) {
         rule += fmt::format(", \"{}\": {}", info.above_min ? "exclusiveMinimum" : "minimum", info.min);
       if (std::isfinite(info.max))
         rule += fmt::format(", \"{}\": {}", info.below_max ? "exclusiveMaximum" : "maximum", info.max);
+      if (!info.word.empty()) rule = fmt::format(R"("anyOf": [{{{}}}, {{"enum": ["{}"]}}])", rule, info.word);
       break;
   }
   if (info.default_text.empty()) rule += ", \"default\": " + entry.default_value;

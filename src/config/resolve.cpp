@@ -144,7 +144,7 @@ class Resolver {
     TrainingConfig& t = c_.training;
     required(t.batch > 0, "/training/batch", "the number of sequences in an optimizer step");
     if (t.micro_batch == 0) t.micro_batch = t.batch;
-    if (t.batch % t.micro_batch != 0) {
+    if (t.micro_batch != kAutoMicroBatch && t.batch % t.micro_batch != 0) {
       fail("/training/micro_batch", fmt::format("{} does not divide batch {}", t.micro_batch, t.batch));
     }
   }

@@ -32,6 +32,9 @@ class Writer {
       for (const Skip& skip : value) place.push_back({skip.from, skip.to});
     } else {
       place = value;
+      if constexpr (std::is_same_v<T, std::int64_t>) {
+        if (!info.word.empty() && value == -1) place = info.word;
+      }
     }
   }
   template <class S>

@@ -84,6 +84,17 @@ MemoryPlan plan_memory(const Config& config, const ParameterTable& table, const 
   return plan;
 }
 
+std::int64_t largest_micro_batch(Config config, const ParameterTable& table, const Assignment& assignment,
+                                 const Ownership& ownership, int rank, Backend& backend, std::int64_t bytes) {
+  const std::int64_t share = std::max<std::int64_t>(1, config.training.batch / ownership.processes());
+  for (std::int64_t count = 1; count <= share; ++count) {
+    if (share % count != 0) continue;
+    config.training.micro_batch = share / count;
+    if (plan_memory(config, table, assignment, ownership, rank, backend).total() <= bytes) return share / count;
+  }
+  return 0;
+}
+
 TrafficPlan plan_traffic(const Ownership& ownership, bool rounded) {
   const std::int64_t others = ownership.processes() - 1;
   TrafficPlan traffic;

@@ -47,7 +47,7 @@ struct TrafficPlan {
 
 FlopsPerToken flops_per_token(const TransformerConfig& model, const ParameterTable& table,
                               std::int64_t sequence_length);
-// Of process `rank`.
+// Of process `rank`. config.training.micro_batch is a number here, not "auto".
 MemoryPlan plan_memory(const Config& config, const ParameterTable& table, const Assignment& assignment,
                        const Ownership& ownership, int rank, Backend& backend);
 // rounded: parameters that the model computes with in bf16 travel so.
@@ -55,7 +55,12 @@ TrafficPlan plan_traffic(const Ownership& ownership, bool rounded);
 
 inline bool computed_in_bf16(const Config& config) { return config.precision == "bf16"; }
 
-// Sequences of a micro-batch of one of so many processes: the config's, or its share of the batch where that is less.
+// The largest micro-batch, a divisor of one process's share of the batch, whose plan takes at most `bytes`; 0: none.
+std::int64_t largest_micro_batch(Config config, const ParameterTable& table, const Assignment& assignment,
+                                 const Ownership& ownership, int rank, Backend& backend, std::int64_t bytes);
+
+// Sequences of a micro-batch of one of so many processes: the config's (also "auto"), or its share of the batch where
+// that is less.
 std::int64_t micro_batch_of(const TrainingConfig& training, int processes);
 
 // Shape of the activations that a config asks for.

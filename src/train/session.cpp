@@ -61,19 +61,58 @@ void check_precision(const Config& config, const Assignment& assignment, Device&
                                        computed_in_bf16(config) ? "precision" : "newton_schulz_precision", reason));
 }
 
-void check_memory(const MemoryPlan& memory, Device& device) {
-  const DeviceInfo info = device.info();
-  constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
-  if (info.memory_free > 0 && static_cast<std::uint64_t>(memory.total()) > info.memory_free) {
-    throw Error(
-        Exit::device,
-        fmt::format(
-            "the run needs {:.2f} GiB of memory (activations {:.2f} GiB), and {:.2f} GiB are free. Lower "
-            "training.micro_batch, set training.recompute to \"block\", or choose a smaller model; `polaron plan` "
-            "shows what each part takes.",
-            static_cast<double>(memory.total()) / kGiB, static_cast<double>(memory.activations) / kGiB,
-            static_cast<double>(info.memory_free) / kGiB));
+constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
+double in_gib(std::int64_t bytes) { return static_cast<double>(bytes) / kGiB; }
+
+// What memory plans of one session depend on.
+struct Planned {
+  const Config& config;
+  const ParameterTable& table;
+  const Assignment& assignment;
+  const Ownership& ownership;
+  const Communicator& communicator;
+  Backend& backend;
+
+  std::int64_t fitting(Recompute recompute, std::int64_t bytes) const {
+    Config changed = config;
+    changed.training.recompute = recompute;
+    return largest_micro_batch(std::move(changed), table, assignment, ownership, communicator.rank(), backend, bytes);
   }
+};
+
+std::string what_would_fit(const Planned& planned, std::int64_t bytes) {
+  const Recompute recompute = planned.config.training.recompute;
+  if (const std::int64_t count = planned.fitting(recompute, bytes); count > 0) {
+    return fmt::format("training.micro_batch {} would fit", count);
+  }
+  if (const std::int64_t count = planned.fitting(Recompute::block, bytes); count > 0) {
+    return fmt::format("training.micro_batch {} would fit with training.recompute \"block\"", count);
+  }
+  return "Not even training.micro_batch 1 with training.recompute \"block\" would fit: choose a smaller model or more "
+         "processes";
+}
+
+void check_memory(const Planned& planned, const MemoryPlan& memory) {
+  Device& device = planned.backend.device();
+  const std::int64_t free = free_memory(device, 1);
+  if (free <= 0 || memory.total() <= free) return;
+  throw Error(
+      Exit::device,
+      fmt::format("the run needs {:.2f} GiB of memory on {} (activations {:.2f} GiB), and {:.2f} GiB are free. {}; "
+                  "`polaron plan` shows what each part takes.",
+                  in_gib(memory.total()), device.info().name, in_gib(memory.activations), in_gib(free),
+                  what_would_fit(planned, free)));
+}
+
+// The same for all processes. 1 where nothing fits: the check that follows says so.
+std::int64_t choose_micro_batch(const Planned& planned, Communicator& communicator) {
+  const std::int64_t free = free_memory(planned.backend.device(), communicator.local_size());
+  const Recompute recompute = planned.config.training.recompute;
+  std::vector<double> all(static_cast<std::size_t>(communicator.size()));
+  all[static_cast<std::size_t>(communicator.rank())] =
+      static_cast<double>(planned.fitting(recompute, filled_by_auto(free)));
+  communicator.sum_host(all);
+  return std::max<std::int64_t>(1, static_cast<std::int64_t>(*std::min_element(all.begin(), all.end())));
 }
 
 LoaderOptions loader_options(const Config& config, const Communicator& communicator, std::int32_t separator) {
@@ -151,6 +190,13 @@ Session::Session(Config given, bool initialize, Communicator& communicator_, Cho
     config.training.micro_batch = micro_batch_of(config.training, communicator.size());
   }
   const Ownership ownership(assignment, table, communicator.size(), config.parallel.exchange);
+  const Planned planned{config, table, assignment, ownership, communicator, backend};
+  if (config.training.micro_batch == kAutoMicroBatch) {
+    config.training.micro_batch = choose_micro_batch(planned, communicator);
+    micro_batch_note =
+        fmt::format("training.micro_batch \"auto\": {}, the most that fit into {:.2f} GiB of free memory",
+                    config.training.micro_batch, in_gib(free_memory(backend.device(), communicator.local_size())));
+  }
   memory = plan_memory(config, table, assignment, ownership, communicator.rank(), backend);
   traffic = plan_traffic(ownership, computed_in_bf16(config));
   flops = flops_per_token(config.model, table, config.training.sequence_length);
@@ -162,7 +208,7 @@ Session::Session(Config given, bool initialize, Communicator& communicator_, Cho
                             config.data.validation, validation->available()));
     }
   }
-  check_memory(memory, backend.device());
+  check_memory(planned, memory);
   stream = backend.device().make_stream();
   const auto bytes = static_cast<std::size_t>(table.stored_elements()) * sizeof(float);
   weights = DeviceBuffer(backend.device(), bytes);

@@ -46,6 +46,7 @@ class Session {
   Communicator& communicator;
   ParameterTable table;
   MemoryPlan memory;
+  std::string micro_batch_note;  // a sentence where config.training.micro_batch was "auto"; empty: it was not
   TrafficPlan traffic;
   FlopsPerToken flops;
   std::unique_ptr<Stream> stream;

@@ -26,6 +26,19 @@ Console::Options console_options(const Communicator& communicator) {
   return options;
 }
 
+// A run that goes on with "auto" goes on with the micro-batch it had, so that it has the same bits, unless the batch or
+// the processes are others now.
+Config with_micro_batch_of(const std::optional<CheckpointReader>& checkpoint, Config config,
+                           const Communicator& communicator) {
+  if (!checkpoint || config.training.micro_batch != kAutoMicroBatch) return config;
+  const TrainingConfig before = parse_config(checkpoint->state().config, checkpoint->folder().string()).training;
+  const bool same = before.batch == config.training.batch && before.sequence_length == config.training.sequence_length;
+  if (same && before.micro_batch > 0 && config.training.batch / communicator.size() % before.micro_batch == 0) {
+    config.training.micro_batch = before.micro_batch;
+  }
+  return config;
+}
+
 }  // namespace
 
 Trainer::Trainer(const Config& config, const TrainOptions& options, Communicator& communicator)
@@ -35,7 +48,7 @@ Trainer::Trainer(const Config& config, const TrainOptions& options, Communicator
       root_(communicator.rank() == 0),
       lock_(root_ ? lock_run_directory(config.output) : File(-1, config.output)),
       checkpoint_(checkpoint_to_resume(config.output, options.resume)),
-      session_(config, !checkpoint_, communicator),
+      session_(with_micro_batch_of(checkpoint_, config, communicator), !checkpoint_, communicator),
       run_(session_.config.output),
       steps_(session_),
       spikes_(session_.config.training.skip_loss_spikes,

@@ -31,6 +31,7 @@ void Trainer::describe() {
   console_.line(fmt::format("polaron {}   {}   {}", POLARON_VERSION, config.name, session_.chosen.why));
   console_.table(model_table(config, session_.table, session_.flops));
   console_.table(memory_table(session_.memory));
+  if (!session_.micro_batch_note.empty()) console_.line(session_.micro_batch_note);
   console_.table(optimizer_table(session_.optimizer->assignment(), session_.table));
   const std::string note = full_rank_note(session_.optimizer->assignment());
   if (!note.empty()) console_.line(note);

@@ -184,6 +184,16 @@ TEST(Plan, says_which_vocabulary_it_assumes_where_there_is_no_data_yet) {
   EXPECT_FALSE(contains(with.out, "--set model.vocabulary=N")) << with.out;
 }
 
+TEST(Plan, says_which_micro_batch_auto_is) {
+  const Workspace folder;
+  folder.write_config("a", {{"training", {{"micro_batch", "auto"}}}});
+  const Outcome outcome = folder.run({"plan", "a.json", "--processes", "2"});
+  expect_ended(outcome, 0);
+  EXPECT_TRUE(contains(outcome.out, "training.micro_batch \"auto\": 4, the most that fit")) << outcome.out;
+  EXPECT_TRUE(contains(outcome.out, "micro-batch 4")) << outcome.out;
+  expect_refused(folder.run({"bench", "step", "a.json"}), Exit::usage, {"training.micro_batch"});
+}
+
 TEST(Plan, writes_memory_of_a_process_and_traffic_of_all_for_programs) {
   const Workspace folder;
   folder.write_config("a");

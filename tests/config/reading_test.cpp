@@ -30,6 +30,14 @@ TEST(Reading, a_minimal_config_gets_gpt2_defaults_and_derived_values) {
   EXPECT_EQ(c.training.tokens, 10 * 4 * 32);
 }
 
+TEST(Reading, a_micro_batch_may_be_left_to_the_memory) {
+  const Config c = parse(with(R"({"training": {"micro_batch": "auto"}})"));
+  EXPECT_EQ(c.training.micro_batch, kAutoMicroBatch);
+  EXPECT_NE(to_json(c).find(R"("micro_batch": "auto")"), std::string::npos) << to_json(c);
+  EXPECT_EQ(parse(to_json(c)), c);
+  EXPECT_EQ(parse(minimal, {"training.micro_batch=auto"}), c);
+}
+
 TEST(Reading, the_llama_preset_decides_the_architecture) {
   const TransformerConfig m = parse(with(R"({"model": {"preset": "llama"}})")).model;
   EXPECT_EQ(m.preset, ModelPreset::llama);

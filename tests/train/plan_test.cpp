@@ -125,6 +125,30 @@ TEST(MemoryPlan, every_class_is_what_the_run_then_takes) {
   }
 }
 
+TEST(MemoryPlan, the_largest_micro_batch_is_a_divisor_of_the_share_that_fits) {
+  Config config = config_of(test::tiny_llama(), test::settings_of(OptimizerKind::muon));
+  config.training.batch = 24;
+  Planned planned(config);
+  for (const int processes : {1, 2}) {
+    const Ownership ownership(planned.assignment, planned.table, processes, Exchange::parameters);
+    const auto total = [&](std::int64_t micro_batch) {
+      config.training.micro_batch = micro_batch;
+      return plan_memory(config, planned.table, planned.assignment, ownership, 0, planned.backend).total();
+    };
+    const auto largest = [&](std::int64_t bytes) {
+      Config automatic = config;
+      automatic.training.micro_batch = kAutoMicroBatch;
+      return largest_micro_batch(automatic, planned.table, planned.assignment, ownership, 0, planned.backend, bytes);
+    };
+    const std::int64_t share = 24 / processes;
+    EXPECT_EQ(largest(total(share)), share);
+    EXPECT_EQ(largest(total(share) - 1), share / 2);
+    EXPECT_EQ(largest(total(5)), 4);
+    EXPECT_EQ(largest(total(1)), 1);
+    EXPECT_EQ(largest(total(1) - 1), 0);
+  }
+}
+
 TEST(MemoryPlan, state_is_what_the_optimizer_is_known_for) {
   const auto plan = [](OptimizerKind kind) {
     OptimizerSettings settings = test::settings_of(kind);
