@@ -174,6 +174,7 @@ struct Config {
   std::string precision = "fp32";  // fp32 | bf16
   bool allow_slow_bf16 = false;    // without hardware for it
   std::int64_t threads = 0;        // CPU threads; 0: one a core
+  bool deterministic = true;       // two runs of one config on one device have the same bits
   std::string init_from;           // checkpoint whose weights start the run; empty: random
   DataConfig data;
   TransformerConfig model;

@@ -42,6 +42,11 @@ void describe(V& v, Config& c) {
   v.field("allow_slow_bf16", c.allow_slow_bf16,
           {.help = "computes in bf16 also where it is slower than fp32: for tests and comparisons"});
   v.field("threads", c.threads, {.help = "CPU threads; 0: one a core", .min = 0, .max = 4096});
+  v.field(
+      "deterministic", c.deterministic,
+      {.help = "two runs of this config on one device have the same bits. Off: a GPU's GEMM algorithms are chosen by "
+               "timing at the start, which may be faster, and may choose otherwise another time; the choices are "
+               "kept in checkpoints and shared by all processes. On a CPU it changes nothing"});
   v.field("init_from", c.init_from,
           {.help = "checkpoint whose weights the run starts from, with a fresh optimizer; empty: random weights",
            .default_text = "empty"});

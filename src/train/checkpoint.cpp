@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "io/atomic.h"
 #include "io/checksum.h"
+#include "io/file.h"
 #include "io/json_file.h"
 #include "io/safetensors.h"
 #include "train/huggingface.h"
@@ -21,6 +22,7 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr int kFormatVersion = 1;
+constexpr const char* kTuningFile = "tuning.bin";
 
 // The logical matrix of an exported tensor, packed as the file has it.
 std::vector<float> download_tensor(Backend& backend, Stream& stream, const ModelWeights& model,
@@ -207,6 +209,10 @@ void write_checkpoint(const fs::path& folder, Backend& backend, Stream& stream, 
   write_file_atomically(directory.path() / "config.json", huggingface_config(model.config, separator));
   write_file_atomically(directory.path() / "trainer.json", trainer_json(state));
   if (!vocabulary.empty()) write_file_atomically(directory.path() / "vocabulary.json", vocabulary);
+  if (!state.tuned.empty()) {
+    write_file_atomically(directory.path() / kTuningFile,
+                          {reinterpret_cast<const char*>(state.tuned.data()), state.tuned.size()});
+  }
   write_manifest(directory.path(), digests);
   directory.publish(IfPresent::replace);
   communicator.barrier();
@@ -235,6 +241,11 @@ CheckpointReader::CheckpointReader(const fs::path& folder) : folder_(folder) {
   }
   model_ = read_huggingface_config(folder_ / "config.json");
   if (fs::exists(folder_ / "trainer.json")) state_ = read_trainer(folder_ / "trainer.json");
+  if (state_ && fs::exists(folder_ / kTuningFile)) {
+    const std::string text = read_text_file(folder_ / kTuningFile);
+    const auto bytes = std::as_bytes(std::span(text));
+    state_->tuned.assign(bytes.begin(), bytes.end());
+  }
   if (fs::exists(folder_ / "vocabulary.json")) vocabulary_ = read_text(folder_ / "vocabulary.json");
 }
 

@@ -5,9 +5,11 @@
 //   optimizer.safetensors            optimizer state, under polaron's names
 //   trainer.json                     step, data position, loss history, full run config, format version
 //   vocabulary.json                  when the data had one
+//   tuning.bin                       when the backend made choices (Backend::tuned)
 //   checksums.json                   of every file; verified before anything is read
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -29,6 +31,7 @@ struct TrainerState {
   std::uint64_t data_fingerprint = 0;  // Loader::fingerprint of the data that the position belongs to
   std::vector<double> loss_history;    // of the last steps, oldest first (loss-spike detection)
   std::string config;                  // effective run config, JSON text
+  std::vector<std::byte> tuned;        // the backend's choices; empty where it makes none
 };
 
 struct ModelWeights {

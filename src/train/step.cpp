@@ -49,6 +49,14 @@ void StepRunner::remember(Loader& loader) {
   for (std::int64_t i = 0; i < loader.micro_batches_per_global_batch(); ++i) previous_.push_back(loader.next());
 }
 
+void StepRunner::rehearse(Loader& loader) {
+  begin(0);  // with a closed gate
+  micro_batch(loader.next(), false, false, true);
+  if (loader.micro_batches_per_global_batch() > 1) micro_batch(loader.next(), true, false, true);
+  session_.optimizer->step(*session_.stream, 0, 0.0, {&result_.as<Result>()->clip, &result_.as<Result>()->apply});
+  session_.stream->synchronize();
+}
+
 void StepRunner::micro_batch(Batch batch, bool accumulate, bool last, bool counted) {
   const DeviceBatch on_device = session_.uploader->upload(*session_.stream, std::move(batch));
   // The loss is the mean over the global batch, so each micro-batch's sum is divided by all of its targets.

@@ -49,6 +49,10 @@ class StepRunner {
     return true;
   }
 
+  // Runs every op of a step once, with nothing changed but the gradients, so that the backend makes its choices.
+  // Collective.
+  void rehearse(Loader& loader);
+
   // For runs with quirks.previous_batch_gradient that go on: takes a global batch as the one before the next step's.
   bool keeps_previous() const { return session_.config.quirks.previous_batch_gradient; }
   void remember(Loader& loader);

@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "io/atomic.h"
+#include "train/choices.h"
 #include "train/huggingface.h"
 #include "train/processes.h"
 #include "train/run_directory.h"
@@ -55,6 +56,7 @@ Trainer::Trainer(const Config& config, const TrainOptions& options, Communicator
               checkpoint_ ? checkpoint_->state().loss_history : std::vector<double>{}),
       console_(console_options(communicator)) {
   if (checkpoint_) resume();
+  settle_choices(session_, steps_, checkpoint_ ? checkpoint_->state().tuned : std::vector<std::byte>{});
   if (steps_.keeps_previous() && done_ > 0) steps_.remember(*session_.open_loader(done_ - 1));
   loader_ = session_.open_loader(done_);
   if (checkpoint_ && loader_->fingerprint() != checkpoint_->state().data_fingerprint) {

@@ -169,6 +169,7 @@ void Trainer::checkpoint() {
   state.data_fingerprint = loader_->fingerprint();
   state.loss_history = spikes_.history();
   state.config = to_json(session_.config);
+  if (root_) state.tuned = session_.backend.tuned();
   if (metrics_) metrics_->sync();
   if (spectra_log_) spectra_log_->sync();
   session_.optimizer->complete_state(*session_.stream);

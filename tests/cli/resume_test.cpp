@@ -84,6 +84,10 @@ TEST(Resume, after_kill_9_muon_ends_at_the_same_bits) {
   expect_kill_and_resume_change_nothing({{"optimizer", {{"matrices", {{"type", "muon"}, {"rank", nullptr}}}}}});
 }
 
+TEST(Resume, after_kill_9_with_what_is_left_to_the_device_ends_at_the_same_bits) {
+  expect_kill_and_resume_change_nothing({{"training", {{"micro_batch", "auto"}}}, {"deterministic", false}});
+}
+
 TEST(Resume, after_kill_9_adamw_ends_at_the_same_bits) {
   expect_kill_and_resume_change_nothing(
       {{"optimizer", {{"matrices", {{"type", "adamw"}, {"rank", nullptr}, {"lr", 0.003}}}}}});

@@ -307,6 +307,18 @@ TEST_F(Checkpoint, a_place_that_cannot_be_written_is_named) {
   EXPECT_TRUE(contains(message, (folder_ / "file").string()));
 }
 
+TEST_F(Checkpoint, keeps_the_choices_of_the_backend_where_it_makes_any) {
+  EXPECT_TRUE(CheckpointReader(path()).state().tuned.empty());  // the CPU makes none
+  EXPECT_FALSE(fs::exists(path() / "tuning.bin"));
+  TrainerState state = trainer_state();
+  for (const int byte : {0, 255, 10, 26, 13, 0}) state.tuned.push_back(static_cast<std::byte>(byte));
+  const fs::path other = folder_ / "other";
+  write_checkpoint(other, stepper_.backend(), stepper_.stream(), stepper_.communicator(), weights_of(config_, stepper_),
+                   stepper_.optimizer().state(), state, "", 3);
+  EXPECT_TRUE(CheckpointReader(other).state().tuned == state.tuned);
+  EXPECT_EQ(read_manifest(other).count("tuning.bin"), 1U);
+}
+
 // --- run directories
 // --------------------------------------------------------------------------------------------------
 
