@@ -3,13 +3,17 @@
 // same headers, which their hash shows.
 #pragma once
 
+#include "backend/collectives.h"
+
 namespace polaron {
 
 class Backend;
 
 struct CudaEntry {
-  const char* interface_hash;            // of the headers of src/backend; see cmake/cuda.cmake
-  Backend* (*make_backend)(int device);  // the caller owns it; throws Error(Exit::device)
+  const char* interface_hash;                      // of the headers of src/backend; see cmake/cuda.cmake
+  Backend* (*make_backend)(int device) = nullptr;  // the caller owns it; throws Error(Exit::device)
+  int (*device_count)() = nullptr;                 // that this process may use; throws Error(Exit::device)
+  CollectivesLibrary collectives = {};             // NCCL
 };
 
 inline constexpr const char* kCudaEntryName = "polaron_cuda_entry_2";

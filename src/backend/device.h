@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <string>
 
 namespace polaron {
@@ -30,6 +31,7 @@ class Event {
 struct DeviceInfo {
   std::string kind;                // "cpu" or "cuda"
   std::string name;                // what the vendor calls it
+  std::string address;             // tells the devices of a machine apart (a GPU's PCI address); empty for the CPU
   int threads = 1;                 // CPU threads in use (1 for a GPU)
   std::uint64_t memory_total = 0;  // bytes; 0 where unknown
   std::uint64_t memory_free = 0;
@@ -74,11 +76,19 @@ class Device {
   virtual std::unique_ptr<Stream> make_stream() = 0;
   virtual std::unique_ptr<Event> make_event() = 0;
 
+  // Host memory that copies reach by themselves (pinned, on a GPU): an upload or download of it waits for nothing but
+  // its turn on the stream, whatever its size. Not zeroed. Throws Error(Exit::device).
+  virtual void* allocate_host(std::size_t bytes) { return ::operator new(bytes, kHostAlignment); }
+  virtual void release_host(void* data) noexcept { ::operator delete(data, kHostAlignment); }
+
   // All ordered on `stream`. Host memory handed to an upload or download stays valid until the stream is synchronized.
   virtual void upload(Stream& stream, void* device, const void* host, std::size_t bytes) = 0;
   virtual void download(Stream& stream, void* host, const void* device, std::size_t bytes) = 0;
   virtual void copy(Stream& stream, void* to, const void* from, std::size_t bytes) = 0;
   virtual void zero(Stream& stream, void* device, std::size_t bytes) = 0;
+
+ private:
+  static constexpr std::align_val_t kHostAlignment{256};
 };
 
 inline DeviceBuffer::DeviceBuffer(Device& device, std::size_t bytes)

@@ -1,5 +1,6 @@
-// Processes that train together. One implementation for a single process, one on MPI for CPUs; nothing above asks
-// which. All calls are collective: every process makes the same calls in the same order.
+// Processes that train together. One implementation for a single process, one on MPI for CPUs, one for devices with
+// memory of their own; nothing above asks which. All calls are collective: every process makes the same calls in the
+// same order.
 //
 // Transfers are begun and finished apart, so that gradients of a layer whose backward pass is done travel while the
 // next one computes: reduce_to_owners, gather_from_owners and sum_in_place return at once; the memory they name is
@@ -11,20 +12,11 @@
 #include <span>
 #include <string>
 
+#include "backend/collectives.h"
 #include "backend/device.h"
-#include "backend/tensor.h"
 #include "base/error.h"
 
 namespace polaron {
-
-// A contiguous piece of device memory that exists on every process and that one process owns.
-struct Segment {
-  void* data = nullptr;
-  DType dtype = DType::f32;
-  std::int64_t elements = 0;
-  int owner = 0;
-  std::int64_t bytes() const { return elements * static_cast<std::int64_t>(size_of(dtype)); }
-};
 
 class Communicator {
  public:
@@ -49,7 +41,7 @@ class Communicator {
   // Complete for work queued on `stream` afterwards.
   virtual void sum(Stream& stream, double* device_values, std::int64_t n) = 0;
 
-  // Host side, blocking, after everything begun before.
+  // Host side, blocking, in the order of the calls.
   virtual void sum_host(std::span<double> values) = 0;
   virtual void sum_local(std::span<double> values) = 0;  // over the processes of this machine
   virtual void broadcast_host(void* data, std::int64_t bytes, int root) = 0;
@@ -73,5 +65,13 @@ std::unique_ptr<Communicator> make_single_process_communicator();
 // MPI where the process was started by mpirun, srun or the like, else the single process. Error(Exit::device) where it
 // was, and this build has no MPI. At most one at a time.
 std::unique_ptr<Communicator> make_communicator();
+
+// For a device whose memory the host cannot see: what is on the host goes on through `processes`, device memory through
+// `library` (null: there is none). Where that cannot be used, or processes share a device, device memory is staged: it
+// travels through host memory and MPI, which is said in a warning. Null on the CPU, where `processes` alone
+// serves. Collective. Device and `processes` must outlive it. Error(Exit::device) on all processes where some have a
+// device and some compute on the CPU.
+std::unique_ptr<Communicator> make_device_communicator(Communicator& processes, Device& device,
+                                                       const CollectivesLibrary* library);
 
 }  // namespace polaron

@@ -1,5 +1,5 @@
-// What Communicator promises, on however many processes run this program (see processes.h). Alone every claim is that
-// nothing changes.
+// What Communicator promises, on however many processes run this program (see processes.h), in the host's memory and
+// staged from a device's. Alone every claim is that nothing changes.
 #include <gtest/gtest.h>
 
 #include <chrono>
@@ -16,28 +16,23 @@
 #include <utility>
 #include <vector>
 
-#include "processes.h"
+#include "place.h"
 
 namespace polaron::test {
 namespace {
+
+class CommunicatorIn : public testing::TestWithParam<Place> {
+ protected:
+  Setting setting_{GetParam()};
+  Communicator& all_ = setting_.all();
+};
+INSTANTIATE_TEST_SUITE_P(Memory, CommunicatorIn, testing::Values(Place::host, Place::staged),
+                         [](const auto& chosen) { return chosen.param == Place::host ? "host" : "staged"; });
 
 // Transfers go in pieces of 1 MB: sizes on both sides of one piece and of a batch of pieces, and small odd ones.
 constexpr std::int64_t kPiece = (1 << 20) / sizeof(float);
 constexpr std::int64_t kSizes[] = {1, 3, 64, 1000, kPiece - 1, kPiece, kPiece + 1, 9 * kPiece + 5, 0, 7};
 constexpr float kUntouched = -12345.0F;
-
-// A stream whose work is done when somebody waits for it, as on a device.
-class TestStream final : public Stream {
- public:
-  explicit TestStream(std::function<void()> work = {}) : work_(std::move(work)) {}
-  void synchronize() override {
-    if (work_) work_();
-    work_ = nullptr;
-  }
-
- private:
-  std::function<void()> work_;
-};
 
 // What process `rank` brings as element i: whole numbers, whose sums are exact in any order.
 float brought(int rank, std::int64_t i) { return static_cast<float>((i * 7 + rank * 13) % 101 - 50); }
@@ -50,10 +45,7 @@ float summed(int processes, std::int64_t i) {
 // Numbers between segments of several sizes and owners: element i of `values` is what it says everywhere.
 template <class T>
 struct Segments {
-  Segments(DType dtype, T untouched) {
-    std::int64_t end = 1;
-    for (const std::int64_t size : kSizes) end += size + 1;
-    values.assign(static_cast<std::size_t>(end), untouched);
+  Segments(const Setting& setting, DType dtype, T untouched) : values(setting, length(), untouched) {
     std::int64_t first = 1;
     int owner = 0;
     for (const std::int64_t size : kSizes) {
@@ -62,6 +54,11 @@ struct Segments {
       first += size + 1;
     }
   }
+  static std::size_t length() {
+    std::int64_t end = 1;
+    for (const std::int64_t size : kSizes) end += size + 1;
+    return static_cast<std::size_t>(end);
+  }
   // Calls body(index, owner) for every element of a segment.
   template <class Body>
   void for_each(Body&& body) const {
@@ -69,24 +66,25 @@ struct Segments {
       for (std::int64_t i = begins[s]; i < begins[s] + list[s].elements; ++i) body(i, list[s].owner);
     }
   }
-  T& operator[](std::int64_t i) { return values[static_cast<std::size_t>(i)]; }
+  T& operator[](std::int64_t i) { return values.host[static_cast<std::size_t>(i)]; }
   // Elements between the segments.
   std::vector<T> gaps() const {
-    std::vector<T> found = {values.front()};
+    std::vector<T> found = {values.host.front()};
     for (std::size_t s = 0; s < list.size(); ++s) {
-      found.push_back(values[static_cast<std::size_t>(begins[s] + list[s].elements)]);
+      found.push_back(values.host[static_cast<std::size_t>(begins[s] + list[s].elements)]);
     }
     return found;
   }
 
-  std::vector<T> values;
+  Values<T> values;
   std::vector<Segment> list;
   std::vector<std::int64_t> begins;
 };
 
-Segments<float> brought_segments() {
-  Segments<float> segments(DType::f32, kUntouched);
+Segments<float> brought_segments(const Setting& setting) {
+  Segments<float> segments(setting, DType::f32, kUntouched);
   segments.for_each([&](std::int64_t i, int) { segments[i] = brought(processes().rank(), i); });
+  segments.values.send();
   return segments;
 }
 
@@ -114,53 +112,60 @@ TEST(Communicator, numbers_its_processes) {
   }
 }
 
-TEST(Communicator, reduce_to_owners_sums_on_the_owner_and_touches_nothing_between_segments) {
-  Segments<float> segments = brought_segments();
-  TestStream stream;
-  processes().reduce_to_owners(stream, segments.list);
-  processes().finish(stream);
+TEST_P(CommunicatorIn, reduce_to_owners_sums_on_the_owner_and_touches_nothing_between_segments) {
+  Segments<float> segments = brought_segments(setting_);
+  TestStream stream(setting_);
+  all_.reduce_to_owners(stream, segments.list);
+  all_.finish(stream);
+  segments.values.fetch(stream);
   EXPECT_EQ(wrong_sums(segments, true), 0);
   EXPECT_EQ(segments.gaps(), std::vector<float>(segments.list.size() + 1, kUntouched));
 }
 
-TEST(Communicator, gather_from_owners_brings_the_owners_numbers_to_all) {
-  Segments<float> segments = brought_segments();
-  TestStream stream;
-  processes().gather_from_owners(stream, segments.list);
-  processes().finish(stream);
+TEST_P(CommunicatorIn, gather_from_owners_brings_the_owners_numbers_to_all) {
+  Segments<float> segments = brought_segments(setting_);
+  TestStream stream(setting_);
+  all_.gather_from_owners(stream, segments.list);
+  all_.finish(stream);
+  segments.values.fetch(stream);
   std::int64_t wrong = 0;
   segments.for_each([&](std::int64_t i, int owner) { wrong += segments[i] != brought(owner, i) ? 1 : 0; });
   EXPECT_EQ(wrong, 0);
   EXPECT_EQ(segments.gaps(), std::vector<float>(segments.list.size() + 1, kUntouched));
 }
 
-TEST(Communicator, gather_from_owners_brings_bf16_numbers_bit_by_bit) {
+TEST_P(CommunicatorIn, gather_from_owners_brings_bf16_numbers_bit_by_bit) {
   // All bit patterns occur, those of NaN and infinity too.
   const auto bits = [](int rank, std::int64_t i) { return static_cast<std::uint16_t>(i * 40503 + rank); };
-  Segments<std::uint16_t> segments(DType::bf16, 0xABCD);
+  Segments<std::uint16_t> segments(setting_, DType::bf16, 0xABCD);
   segments.for_each([&](std::int64_t i, int) { segments[i] = bits(processes().rank(), i); });
-  TestStream stream;
-  processes().gather_from_owners(stream, segments.list);
-  processes().finish(stream);
+  segments.values.send();
+  TestStream stream(setting_);
+  all_.gather_from_owners(stream, segments.list);
+  all_.finish(stream);
+  segments.values.fetch(stream);
   std::int64_t wrong = 0;
   segments.for_each([&](std::int64_t i, int owner) { wrong += segments[i] != bits(owner, i) ? 1 : 0; });
   EXPECT_EQ(wrong, 0);
   EXPECT_EQ(segments.gaps(), std::vector<std::uint16_t>(segments.list.size() + 1, 0xABCD));
 }
 
-TEST(Communicator, sum_in_place_gives_the_same_bits_on_all_processes) {
-  Communicator& all = processes();
+TEST_P(CommunicatorIn, sum_in_place_gives_the_same_bits_on_all_processes) {
+  Communicator& all = all_;
   const auto random = [](int rank, std::size_t i) {  // of either sign, larger for higher ranks, all bits in use
     const auto hash = (static_cast<std::uint32_t>(i) + 977U * static_cast<std::uint32_t>(rank)) * 2654435761U;
     return std::ldexp(static_cast<float>(hash) - 0x1p31F, -40 + rank);
   };
   for (const std::int64_t size : kSizes) {
     const auto n = static_cast<std::size_t>(size);
-    std::vector<float> values(n);
+    Values<float> shared(setting_, n);
+    std::vector<float>& values = shared.host;
     for (std::size_t i = 0; i < n; ++i) values[i] = random(all.rank(), i);
-    TestStream stream;
-    all.sum_in_place(stream, values.data(), size);
+    shared.send();
+    TestStream stream(setting_);
+    all.sum_in_place(stream, shared.data(), size);
     all.finish(stream);
+    shared.fetch(stream);
     std::vector<float> first = values;
     all.broadcast_host(first.data(), size * 4, 0);
     EXPECT_TRUE(size == 0 || std::memcmp(first.data(), values.data(), n * 4) == 0) << size;
@@ -178,51 +183,57 @@ TEST(Communicator, sum_in_place_gives_the_same_bits_on_all_processes) {
   }
 }
 
-TEST(Communicator, transfers_see_the_work_that_was_queued_on_their_stream) {
-  Communicator& all = processes();
-  std::vector<float> reduced(1000), gathered(1000), summed_up(1000);
-  const auto filling = [&](std::vector<float>& values) {
+TEST_P(CommunicatorIn, transfers_see_the_work_that_was_queued_on_their_stream) {
+  Communicator& all = all_;
+  Values<float> reduced(setting_, 1000), gathered(setting_, 1000), summed_up(setting_, 1000);
+  const auto filling = [&](Values<float>& values) {
     return [&values, rank = all.rank()] {
-      for (std::size_t i = 0; i < values.size(); ++i) values[i] = brought(rank, static_cast<std::int64_t>(i));
+      for (std::size_t i = 0; i < 1000; ++i) values.host[i] = brought(rank, static_cast<std::int64_t>(i));
+      values.send();
     };
   };
   const int last = all.size() - 1;
-  TestStream a(filling(reduced)), b(filling(gathered)), c(filling(summed_up));
+  TestStream a(setting_, filling(reduced)), b(setting_, filling(gathered)), c(setting_, filling(summed_up));
   all.reduce_to_owners(a, std::vector<Segment>{{reduced.data(), DType::f32, 1000, last}});
   all.gather_from_owners(b, std::vector<Segment>{{gathered.data(), DType::f32, 1000, last}});
   all.sum_in_place(c, summed_up.data(), 1000);
   for (TestStream* stream : {&a, &b, &c}) {
     all.finish(*stream);
-    stream->synchronize();  // alone nobody has waited for them yet
+    static_cast<Stream&>(*stream).synchronize();  // alone nobody has waited for them yet
   }
+  for (Values<float>* values : {&reduced, &gathered, &summed_up}) values->look();
   for (std::int64_t i = 0; i < 1000; ++i) {
     const auto at = static_cast<std::size_t>(i);
     if (all.rank() == last) {
-      EXPECT_EQ(reduced[at], summed(all.size(), i));
+      EXPECT_EQ(reduced.host[at], summed(all.size(), i));
     }
-    EXPECT_EQ(gathered[at], brought(last, i));
-    EXPECT_EQ(summed_up[at], summed(all.size(), i));
+    EXPECT_EQ(gathered.host[at], brought(last, i));
+    EXPECT_EQ(summed_up.host[at], summed(all.size(), i));
   }
 }
 
-TEST(Communicator, transfers_are_carried_out_in_the_order_in_which_they_were_begun) {
-  Segments<float> segments = brought_segments();
-  TestStream stream;
-  processes().reduce_to_owners(stream, segments.list);
-  processes().gather_from_owners(stream, segments.list);  // of the sums, although nobody has waited for them
-  processes().finish(stream);
+TEST_P(CommunicatorIn, transfers_are_carried_out_in_the_order_in_which_they_were_begun) {
+  Segments<float> segments = brought_segments(setting_);
+  TestStream stream(setting_);
+  all_.reduce_to_owners(stream, segments.list);
+  all_.gather_from_owners(stream, segments.list);  // of the sums, although nobody has waited for them
+  all_.finish(stream);
+  segments.values.fetch(stream);
   EXPECT_EQ(wrong_sums(segments, false), 0);
 }
 
-TEST(Communicator, transfers_are_complete_after_finish_while_other_threads_compute) {
-  Communicator& all = processes();
-  TestStream stream;
+TEST_P(CommunicatorIn, transfers_are_complete_after_finish_while_other_threads_compute) {
+  Communicator& all = all_;
+  TestStream stream(setting_);
   for (int round = 0; round < 2; ++round) {
     // The gradients of later layers are written while those of earlier ones travel, and by other threads.
     std::vector<Segments<float>> layers;
-    for (int layer = 0; layer < 2; ++layer) layers.emplace_back(DType::f32, kUntouched);
+    for (int layer = 0; layer < 2; ++layer) layers.emplace_back(setting_, DType::f32, kUntouched);
     for (Segments<float>& layer : layers) {
-      std::thread([&] { layer.for_each([&](std::int64_t i, int) { layer[i] = brought(all.rank(), i); }); }).join();
+      std::thread([&] {
+        layer.for_each([&](std::int64_t i, int) { layer[i] = brought(all.rank(), i); });
+        layer.values.send();
+      }).join();
       all.reduce_to_owners(stream, layer.list);
     }
     double own_work = 0;
@@ -230,17 +241,20 @@ TEST(Communicator, transfers_are_complete_after_finish_while_other_threads_compu
       for (int i = 0; i < 200000; ++i) own_work += std::sqrt(static_cast<double>(i));
     });
     all.finish(stream);
+    for (Segments<float>& layer : layers) layer.values.fetch(stream);
     for (Segments<float>& layer : layers) EXPECT_EQ(wrong_sums(layer, true), 0) << round;
     computing.join();
     EXPECT_GT(own_work, 0);
     // The memory is free again: it is written and sent at once.
     for (Segments<float>& layer : layers) {
       layer.for_each([&](std::int64_t i, int owner) { layer[i] = owner == all.rank() ? brought(owner, i) : 0; });
+      layer.values.send();
       all.gather_from_owners(stream, layer.list);
     }
     all.finish(stream);
     std::int64_t wrong = 0;
     for (Segments<float>& layer : layers) {
+      layer.values.fetch(stream);
       layer.for_each([&](std::int64_t i, int owner) { wrong += layer[i] != brought(owner, i) ? 1 : 0; });
     }
     EXPECT_EQ(wrong, 0) << round;
@@ -252,7 +266,8 @@ TEST(Communicator, transfers_are_complete_after_finish_while_other_threads_compu
 // under which finish() waits. One of many rounds is enough.
 TEST(Communicator, DISABLED_a_write_into_what_travels_is_a_race) {
   std::vector<float> values(1000, 1.0F);
-  TestStream stream;
+  const Setting setting(Place::host);
+  TestStream stream(setting);
   for (int round = 0; round < 20; ++round) {
     processes().sum_in_place(stream, values.data(), 1000);
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
@@ -261,23 +276,26 @@ TEST(Communicator, DISABLED_a_write_into_what_travels_is_a_race) {
   }
 }
 
-TEST(Communicator, sum_host_adds_in_the_order_of_ranks) {
-  Communicator& all = processes();
+TEST_P(CommunicatorIn, sum_host_adds_in_the_order_of_ranks) {
+  Communicator& all = all_;
   // With 1e16 first the 1 is lost, with both large numbers first it stays; the values of process r, by column.
   const auto value = [&](int rank, std::size_t column) {
     const double columns[] = {1e16, 1.0, -1e16};
     return columns[(static_cast<std::size_t>(rank) + column) % 3];
   };
-  std::vector<double> host(3), device(3), expected(3, 0.0);
+  std::vector<double> host(3), expected(3, 0.0);
+  Values<double> device(setting_, 3);
   for (std::size_t i = 0; i < 3; ++i) {
-    host[i] = device[i] = value(all.rank(), i);
+    host[i] = device.host[i] = value(all.rank(), i);
     for (int rank = 0; rank < all.size(); ++rank) expected[i] += value(rank, i);
   }
   all.sum_host(host);
   EXPECT_EQ(host, expected);
-  TestStream stream;
+  TestStream stream(setting_);
+  device.send();
   all.sum(stream, device.data(), 3);
-  EXPECT_EQ(device, expected);
+  device.fetch(stream);
+  EXPECT_EQ(device.host, expected);
   std::vector<double> none;
   all.sum_host(none);
 }
@@ -330,12 +348,12 @@ TEST(Communicator, a_barrier_is_passed_when_all_have_reached_it) {
   if (all.rank() == 0) fs::remove_all(folder);
 }
 
-TEST(Communicator, bytes_moved_counts_what_is_sent_to_sums_elsewhere_and_received_from_owners) {
-  Communicator& all = processes();
-  std::vector<float> values(3 * kPiece);
+TEST_P(CommunicatorIn, bytes_moved_counts_what_is_sent_to_sums_elsewhere_and_received_from_owners) {
+  Communicator& all = all_;
+  Values<float> values(setting_, 3 * kPiece);
   const std::vector<Segment> segments = {{values.data(), DType::f32, 1000, 0},
                                          {values.data() + 1000, DType::f32, 2 * kPiece, all.size() - 1}};
-  TestStream stream;
+  TestStream stream(setting_);
   const auto moved_by = [&](const std::function<void()>& transfer) {
     const std::int64_t before = all.bytes_moved();
     transfer();
@@ -346,7 +364,7 @@ TEST(Communicator, bytes_moved_counts_what_is_sent_to_sums_elsewhere_and_receive
       (all.rank() == 0 ? 0 : 4000) + (all.rank() == all.size() - 1 ? 0 : 8 * kPiece);  // owned by others
   EXPECT_EQ(moved_by([&] { all.reduce_to_owners(stream, segments); }), elsewhere);
   EXPECT_EQ(moved_by([&] { all.gather_from_owners(stream, segments); }), elsewhere);
-  std::vector<std::uint16_t> rounded(999);
+  Values<std::uint16_t> rounded(setting_, 999);
   EXPECT_EQ(moved_by([&] {
               all.gather_from_owners(stream, std::vector<Segment>{{rounded.data(), DType::bf16, 999, 0}});
             }),
@@ -354,8 +372,8 @@ TEST(Communicator, bytes_moved_counts_what_is_sent_to_sums_elsewhere_and_receive
 
   // A sum everywhere is a sum in one place and its way back: twice the bytes for each process but one.
   double in_all = static_cast<double>(moved_by([&] { all.sum_in_place(stream, values.data(), 1001); }));
-  double scalar = 1;
-  EXPECT_EQ(moved_by([&] { all.sum(stream, &scalar, 1); }), 0);
+  Values<double> scalar(setting_, 1);
+  EXPECT_EQ(moved_by([&] { all.sum(stream, scalar.data(), 1); }), 0);
   all.sum_host(std::span(&in_all, 1));
   EXPECT_EQ(in_all, 2.0 * 4 * 1001 * (all.size() - 1));
 }
