@@ -3,6 +3,8 @@
 #include <array>
 #include <cstdio>
 #include <cstring>
+#include <iterator>
+#include <map>
 
 namespace polaron::cuda {
 namespace {
@@ -135,6 +137,12 @@ double datasheet_flops(const std::string& name) {
   return 0.0;
 }
 
+std::string pci_address(const cudaDeviceProp& p) {
+  std::array<char, 32> text{};
+  std::snprintf(text.data(), text.size(), "%04x:%02x:%02x", p.pciDomainID, p.pciBusID, p.pciDeviceID);
+  return text.data();
+}
+
 class CudaDevice final : public Device {
  public:
   explicit CudaDevice(const cudaDeviceProp& properties) : properties_(properties) {}
@@ -147,6 +155,7 @@ class CudaDevice final : public Device {
     DeviceInfo info;
     info.kind = "cuda";
     info.name = properties_.name;
+    info.address = pci_address(properties_);
     info.memory_total = total;
     info.memory_free = free;
     info.datasheet_flops = datasheet_flops(properties_.name);
@@ -164,12 +173,23 @@ class CudaDevice final : public Device {
   }
   void release(void* data, std::size_t) noexcept override { cudaFree(data); }
 
+  void* allocate_host(std::size_t bytes) override {
+    void* data = nullptr;
+    check(cudaHostAlloc(&data, bytes, cudaHostAllocDefault), "cudaHostAlloc");
+    pinned_[data] = bytes;
+    return data;
+  }
+  void release_host(void* data) noexcept override {
+    pinned_.erase(data);
+    cudaFreeHost(data);
+  }
+
   std::unique_ptr<Stream> make_stream() override { return std::make_unique<CudaStream>(); }
   std::unique_ptr<Event> make_event() override { return std::make_unique<CudaEvent>(); }
 
   void upload(Stream& stream, void* device, const void* host, std::size_t bytes) override {
     if (bytes == 0) return;
-    if (bytes > Staging::kPieceBytes) {
+    if (bytes > Staging::kPieceBytes || is_pinned(host)) {
       return transfer(stream, device, host, bytes, cudaMemcpyHostToDevice);
     }
     Staging::Piece& piece = staging_.next();
@@ -180,7 +200,7 @@ class CudaDevice final : public Device {
 
   void download(Stream& stream, void* host, const void* device, std::size_t bytes) override {
     if (bytes == 0) return;
-    if (bytes > Staging::kPieceBytes) {
+    if (bytes > Staging::kPieceBytes || is_pinned(host)) {
       return transfer(stream, host, device, bytes, cudaMemcpyDeviceToHost);
     }
     Staging::Piece& piece = staging_.next();
@@ -203,6 +223,14 @@ class CudaDevice final : public Device {
     check(cudaMemcpyAsync(to, from, bytes, kind, handle_of(stream)), "cudaMemcpyAsync");
   }
 
+  // Whether it lies in what allocate_host has given.
+  bool is_pinned(const void* host) const {
+    const auto after = pinned_.upper_bound(host);
+    if (after == pinned_.begin()) return false;
+    const auto& [begin, bytes] = *std::prev(after);
+    return static_cast<const std::byte*>(host) < static_cast<const std::byte*>(begin) + bytes;
+  }
+
   [[noreturn]] void refuse(std::size_t bytes) const {
     cudaGetLastError();  // forgets it
     std::size_t free = 0, total = 0;
@@ -214,6 +242,7 @@ class CudaDevice final : public Device {
 
   cudaDeviceProp properties_;
   Staging staging_;
+  std::map<const void*, std::size_t> pinned_;  // bytes that allocate_host has given, by address
 };
 
 }  // namespace
@@ -229,9 +258,14 @@ int architecture_of(const Device& device) { return static_cast<const CudaDevice&
 
 cudaStream_t handle_of(Stream& stream) { return static_cast<CudaStream&>(stream).handle(); }
 
-std::unique_ptr<Device> make_device(int index) {
+int device_count() {
   int count = 0;
   check(cudaGetDeviceCount(&count), "cudaGetDeviceCount");
+  return count;
+}
+
+std::unique_ptr<Device> make_device(int index) {
+  const int count = device_count();
   if (index < 0 || index >= count) {
     throw Error(Exit::device, "CUDA device " + std::to_string(index) + " was asked for and there are " +
                                   std::to_string(count) + ". " + remedy_for(cudaErrorInvalidDevice));

@@ -8,6 +8,9 @@
 
 namespace polaron::cuda {
 
+// Devices that this process may use (CUDA_VISIBLE_DEVICES). Throws Error(Exit::device).
+int device_count();
+
 // Makes device `index` the calling thread's and takes it over. Throws Error(Exit::device) that says why it cannot be
 // used: no driver, no device, an architecture before sm_80, in use by another process.
 std::unique_ptr<Device> make_device(int index);

@@ -2,19 +2,22 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "backend/backend.h"
+#include "backend/collectives.h"
 
 namespace polaron {
 
 struct ChosenBackend {
   std::unique_ptr<Backend> backend;
+  std::optional<CollectivesLibrary> collectives;  // of the backend, where it has some
   std::string why;  // one line for the start-up message: which device, and why not another
 };
 
 // device: auto | cpu | cuda. threads: of the CPU, 0 = one a core. Error(Exit::device) where the device asked for is not
-// to be had.
-ChosenBackend make_backend(const std::string& device, int threads);
+// to be had. local_rank: number of this process among those of this machine, which take its GPUs in turns.
+ChosenBackend make_backend(const std::string& device, int threads, int local_rank = 0);
 
 }  // namespace polaron

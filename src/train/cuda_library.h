@@ -13,6 +13,9 @@ class CudaLibrary {
  public:
   explicit CudaLibrary(const CudaEntry* entry) : entry_(entry) {}
 
+  // Devices that this process may use. Throws Error(Exit::device).
+  int device_count() const { return entry_->device_count(); }
+  const CollectivesLibrary& collectives() const { return entry_->collectives; }
   // Throws Error(Exit::device): no driver, no device, one that is too old.
   std::unique_ptr<Backend> make_backend(int device) const {
     return std::unique_ptr<Backend>(entry_->make_backend(device));

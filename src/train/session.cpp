@@ -173,14 +173,17 @@ void check_architecture(const CheckpointReader& source, const TransformerConfig&
 }  // namespace
 
 Session::Session(Config given, bool initialize, Communicator& communicator_)
-    : Session(given, initialize, communicator_, make_backend(given.device, threads_for(given, communicator_))) {}
+    : Session(given, initialize, communicator_,
+              make_backend(given.device, threads_for(given, communicator_), communicator_.local_rank())) {}
 
 Session::Session(Config given, bool initialize, Communicator& communicator_, ChosenBackend backend_)
     : vocabulary(find_vocabulary(given.data)),
       config(resolved(std::move(given), vocabulary)),
       chosen(std::move(backend_)),
       backend(*chosen.backend),
-      communicator(communicator_),
+      between_devices(make_device_communicator(communicator_, backend.device(),
+                                               chosen.collectives ? &*chosen.collectives : nullptr)),
+      communicator(between_devices ? *between_devices : communicator_),
       table(config.model) {
   Assignment assignment = assign_optimizers(config.optimizer, config.model, table);
   check_precision(config, assignment, backend.device());
@@ -233,6 +236,9 @@ Session::Session(Config given, bool initialize, Communicator& communicator_, Cho
   model.emplace(config.model, table, shape, backend, buffers());
   uploader.emplace(backend.device(), config.model, shape.rows());
 }
+
+// Before the memory that transfers may still have in hand.
+Session::~Session() { between_devices.reset(); }
 
 void Session::round_weights() {
   if (!computed_in_bf16(config)) return;

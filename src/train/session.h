@@ -38,12 +38,14 @@ class Session {
   Session(Config config, bool initialize, Communicator& communicator);
   // The same on a backend that is there already, whatever config.device says.
   Session(Config config, bool initialize, Communicator& communicator, ChosenBackend backend);
+  ~Session();
 
   std::optional<Vocabulary> vocabulary;
   Config config;
   ChosenBackend chosen;
   Backend& backend;
-  Communicator& communicator;
+  std::unique_ptr<Communicator> between_devices;  // null where the caller's communicator serves
+  Communicator& communicator;                     // for everything; the caller's is for the host alone
   ParameterTable table;
   MemoryPlan memory;
   std::string micro_batch_note;  // a sentence where config.training.micro_batch was "auto"; empty: it was not

@@ -155,7 +155,7 @@ Exit Trainer::loop() {
   const bool alone = communicator_.size() == 1;
   while (done_ < config.training.steps) {
     bool queued = false;
-    const std::int64_t moved_before = communicator_.bytes_moved();
+    const std::int64_t moved_before = session_.communicator.bytes_moved();
     try {
       queued = !agree_to_stop() && steps_.queue(*loader_, done_, spikes_.limit(), [&] { return alone && stopping(); });
     } catch (const Error&) {  // of the data: what was learned so far is kept, unless others are in the middle of a step
@@ -174,7 +174,7 @@ Exit Trainer::loop() {
                                                            : "another process was asked to stop";
       return end(reason, Exit::interrupted);
     }
-    moved_ += communicator_.bytes_moved() - moved_before;
+    moved_ += session_.communicator.bytes_moved() - moved_before;
     ++steps_run_;
     ++done_;
     collect(false);

@@ -63,7 +63,7 @@ class Trainer {
 
   Clock::time_point start_;
   TrainOptions options_;
-  Communicator& communicator_;
+  Communicator& communicator_;                  // for the host; session_.communicator knows the device as well
   bool root_;                                   // this process writes to the run directory and the console
   File lock_;                                   // on the run directory, where it exists
   std::optional<CheckpointReader> checkpoint_;  // to resume from; gone once it is read

@@ -124,7 +124,7 @@ void Trainer::measure_spectra() {
 void Trainer::validate() {
   console_.phase("validation");
   session_.uploader->set_progress(static_cast<double>(done_) / static_cast<double>(session_.config.training.steps));
-  const Evaluation result = evaluate(*session_.model, session_.backend, *session_.stream, communicator_,
+  const Evaluation result = evaluate(*session_.model, session_.backend, *session_.stream, session_.communicator,
                                      *session_.uploader, *session_.validation);
   evaluated_ = done_;
   last_evaluation_ = result;
@@ -175,7 +175,7 @@ void Trainer::checkpoint() {
   session_.optimizer->complete_state(*session_.stream);
   const fs::path folder = checkpoint_folder(run_, done_);
   try {
-    write_checkpoint(folder, session_.backend, *session_.stream, communicator_, session_.weights_view(),
+    write_checkpoint(folder, session_.backend, *session_.stream, session_.communicator, session_.weights_view(),
                      session_.optimizer->state(), state, session_.vocabulary ? session_.vocabulary->json() : "",
                      session_.separator());
     if (root_) finish_checkpoint(run_, done_, session_.config.checkpoint.keep);
