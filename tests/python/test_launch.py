@@ -1,0 +1,111 @@
+"""scripts/launch.sh and scripts/slurm: the commands that they would run."""
+
+import shlex
+import stat
+import subprocess
+import tempfile
+import unittest
+from pathlib import Path
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+OPEN_MPI = 'if [ "$1" = --version ]; then echo "mpirun (Open MPI) 4.1.4"; fi'
+OTHER_MPI = 'if [ "$1" = --version ]; then echo "HYDRA build details"; fi'
+
+
+class Launching(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def program(self, name, body):
+        path = self.folder / name
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        return str(path)
+
+    def run_script(self, script, arguments, variables):
+        environment = {"PATH": f"{self.folder}:/usr/bin:/bin", **variables}
+        return subprocess.run(["bash", str(SCRIPTS / script), *arguments], env=environment, capture_output=True,
+                              text=True, check=False)
+
+    def launch(self, *arguments, mpi=OPEN_MPI, **variables):
+        variables = {"MPIRUN": self.program("mpirun", mpi), "POLARON": "/bin/polaron", **variables}
+        return self.run_script("launch.sh", ["--dry-run", *arguments], variables)
+
+    def words(self, outcome):
+        self.assertEqual(outcome.returncode, 0, outcome.stderr)
+        return shlex.split(outcome.stdout)
+
+    def test_the_scripts_are_bash(self):
+        for script in [SCRIPTS / "launch.sh", *sorted((SCRIPTS / "slurm").glob("*.sbatch"))]:
+            outcome = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, check=False)
+            self.assertEqual(outcome.returncode, 0, outcome.stderr)
+
+    def test_as_many_processes_as_are_asked_for_with_the_arguments_untouched(self):
+        words = self.words(self.launch("-n", "4", "train", "a config.json", "--resume", CUDA_VISIBLE_DEVICES="0"))
+        self.assertEqual(words[1:3], ["-n", "4"])
+        self.assertIn("--bind-to", words)
+        self.assertEqual(words[words.index("/bin/polaron"):], ["/bin/polaron", "train", "a config.json", "--resume"])
+
+    def test_one_process_a_visible_gpu(self):
+        self.assertEqual(self.words(self.launch("train", "c", CUDA_VISIBLE_DEVICES="2,3,5"))[2], "3")
+        self.program("nvidia-smi", "printf 'GPU 0: a\\nGPU 1: b\\n'")
+        self.assertEqual(self.words(self.launch("train", "c"))[2], "2")
+        self.assertEqual(self.words(self.launch("train", "c", CUDA_VISIBLE_DEVICES=""))[2], "1")
+        self.program("nvidia-smi", "exit 9")
+        self.assertEqual(self.words(self.launch("train", "c"))[2], "1")
+
+    def test_other_machines_are_told_the_settings_of_nccl(self):
+        hosts = self.folder / "hosts"
+        hosts.write_text("a slots=8\nb slots=8\n")
+        words = self.words(self.launch("-n", "16", "--hosts", str(hosts), "train", "c", NCCL_DEBUG="INFO"))
+        self.assertEqual(words[words.index("--hostfile") + 1], str(hosts))
+        self.assertEqual(words[words.index("-x") + 1], "NCCL_DEBUG")
+
+    def test_other_launchers_get_the_plain_command(self):
+        words = self.words(self.launch("-n", "2", "train", "c", mpi=OTHER_MPI))
+        self.assertEqual(words[1:], ["-n", "2", "/bin/polaron", "train", "c"])
+
+    def test_what_makes_no_sense_is_refused(self):
+        for arguments, part in ((["-n", "none", "train", "c"], "-n none"), (["-n", "0", "train", "c"], "-n 0"),
+                                ([], "missing"), (["--fast"], "--fast"), (["--hosts", "/nowhere", "train"], "needs -n"),
+                                (["-n", "2", "--hosts", "/nowhere", "train"], "/nowhere")):
+            outcome = self.launch(*arguments)
+            self.assertEqual(outcome.returncode, 2)
+            self.assertIn(part, outcome.stderr)
+
+    def test_the_programs_exit_code_is_the_scripts(self):
+        outcome = self.run_script("launch.sh", ["-n", "1", "train", "c"],
+                                  {"MPIRUN": self.program("mpirun", "exit 6"), "POLARON": "/bin/polaron"})
+        self.assertEqual(outcome.returncode, 6)
+
+    def test_slurm_starts_every_process_by_srun(self):
+        for script in ("slurm/train.sbatch", "slurm/shared_gpu.sbatch"):
+            words = self.words(self.run_script(script, ["c", "--seed", "2"], {"DRY_RUN": "1"}))
+            self.assertEqual(words[0], "srun")
+            self.assertIn("--kill-on-bad-exit=1", words)
+            self.assertEqual(words[words.index("train"):][:4], ["train", "c", "--seed", "2"])
+            self.assertNotEqual(self.run_script(script, [], {"DRY_RUN": "1"}).returncode, 0)
+
+    def test_a_slurm_job_that_was_stopped_is_queued_again_and_then_resumes(self):
+        told = self.folder / "told"
+        self.program("srun", "exit 6")
+        self.program("scontrol", f'echo "$@" > {told}')
+        variables = {"POLARON": self.program("polaron", "true"), "SLURM_JOB_ID": "17"}
+        self.assertEqual(self.run_script("slurm/train.sbatch", ["c"], variables).returncode, 6)
+        self.assertEqual(told.read_text(), "requeue 17\n")
+        words = self.words(self.run_script("slurm/train.sbatch", ["c"], {"DRY_RUN": "1", "SLURM_RESTART_COUNT": "1"}))
+        self.assertEqual(words[-1], "--resume")
+
+    def test_a_slurm_job_that_fails_is_not_queued_again(self):
+        told = self.folder / "told"
+        self.program("srun", "exit 4")
+        self.program("scontrol", f'echo "$@" > {told}')
+        variables = {"POLARON": self.program("polaron", "true"), "SLURM_JOB_ID": "17"}
+        self.assertEqual(self.run_script("slurm/train.sbatch", ["c"], variables).returncode, 4)
+        self.assertFalse(told.exists())
+
+
+if __name__ == "__main__":
+    unittest.main()
