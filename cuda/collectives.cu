@@ -54,13 +54,14 @@ class NcclCollectives final : public Collectives {
 
   // Where a process fails nobody may answer any more: what is under way is given up instead of waited for.
   ~NcclCollectives() override {
-    const bool giving_up = std::uncaught_exceptions() > 0 || !failure().empty();
-    const std::lock_guard lock(mutex_);
-    if (giving_up) {
-      nccl_.comm_abort(comm_);
-    } else {
-      nccl_.comm_destroy(comm_);  // after what is under way
+    bool giving_up = std::uncaught_exceptions() > 0 || !failure().empty();
+    try {
+      if (!giving_up) stream_->synchronize();
+    } catch (const Error&) {
+      giving_up = true;
     }
+    const std::lock_guard lock(mutex_);
+    giving_up ? nccl_.comm_abort(comm_) : nccl_.comm_destroy(comm_);
     comm_ = nullptr;
   }
   NcclCollectives(const NcclCollectives&) = delete;
