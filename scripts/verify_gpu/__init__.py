@@ -1,0 +1,1 @@
+"""What scripts/verify_gpu.sh runs: see there."""

@@ -1,0 +1,98 @@
+"""The command line of scripts/verify_gpu.sh."""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from . import build, correctness, device, kernels, losses, torch_phase, training
+from .report import render
+from .session import FAILED, ROOT, SKIPPED, Result, Session, report_problem
+
+PHASES = {"correctness": correctness.run, "kernels": kernels.run, "train": training.run, "torch": torch_phase.run}
+PHASE_SECONDS = 530.0
+NO_DEVICE = 5
+
+
+def parse(arguments=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="verify_gpu.sh", description="Everything that needs a real GPU: builds, tests and "
+                                     "measures on the device that is there. See the head of scripts/verify_gpu.sh.")
+    add = parser.add_argument
+    add("phases", nargs="*", metavar="PHASE", help=f"{', '.join(PHASES)}; all of them where none is given")
+    add("--budget", type=float, default=1700.0, metavar="SECONDS", help="for everything, the build included (default 1700)")
+    add("--out", type=Path, default=Path("runs/verify-gpu"), metavar="DIR", help="results (default runs/verify-gpu)")
+    add("--build", type=Path, default=ROOT / "build/verify-gpu", metavar="DIR", help="build directory")
+    add("--no-build", action="store_true", help="use the programs in the build directory as they are")
+    add("--program", type=Path, metavar="POLARON", help="use this program, and those of its build, as they are")
+    add("--packages", type=Path, metavar="DIR", help="Debian packages of `pack`, unpacked for the build")
+    add("--data", type=Path, default=ROOT / "data/verify-gpu", metavar="DIR", help="shards of real text with GPT-2's tokens "
+        "(default data/verify-gpu); docs/benchmarks/gpu/README.md says how they are made")
+    chosen = parser.parse_args(arguments)
+    for name in chosen.phases:
+        if name not in PHASES:
+            parser.error(f"there is no phase '{name}'; the phases are {', '.join(PHASES)}")
+    if chosen.budget <= 0:
+        parser.error("--budget must be above zero")
+    chosen.phases = [name for name in PHASES if name in chosen.phases] or list(PHASES)
+    if chosen.program:
+        chosen.build, chosen.no_build = chosen.program.resolve().parent, True
+    chosen.out, chosen.build, chosen.data = chosen.out.resolve(), chosen.build.resolve(), chosen.data.resolve()
+    return chosen
+
+
+def commit() -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def verify(session: Session, chosen: argparse.Namespace) -> int:
+    dry = session.dry
+    session.about = {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "commit": commit(), "dry": dry,
+                     "host": f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors",
+                     "phases": chosen.phases}
+    try:
+        session.about["device"] = {"name": "none: a dry run on the CPU"} if dry else device.find()
+    except (OSError, subprocess.TimeoutExpired) as reason:
+        for name in chosen.phases:
+            session.begin_phase(name, PHASE_SECONDS)
+            session.record(Result(name, "device", SKIPPED, 0.0, f"no device: {reason}"))
+        return NO_DEVICE
+    session.say(f"{session.about['device']['name']}, commit {session.about['commit']}")
+    session.save()
+    session.begin_phase("build", chosen.budget)
+    if not build.run(session, chosen):
+        return 1
+    for name in chosen.phases:
+        session.begin_phase(name, PHASE_SECONDS)
+        if session.left() <= 0:
+            session.record(Result(name, "all", SKIPPED, 0.0, "the budget is used up"))
+            continue
+        try:
+            PHASES[name](session, chosen)
+        except Exception as error:  # a defect in one phase must not cost the others
+            session.record(Result(name, "phase", FAILED, 0.0, f"{type(error).__name__}: {error}"))
+    counts = {status: sum(result.status == status for result in session.results)
+              for status in ("passed", "measured", "skipped", "failed")}
+    session.say("verify_gpu: " + ", ".join(f"{count} {status}" for status, count in counts.items())
+                + f"; {session.out / 'report.md'}")
+    return 1 if session.failed() else 0
+
+
+def main(arguments=None) -> int:
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["pack"]:
+        return build.pack(Path(words[1])) if len(words) == 2 else report_problem("usage: verify_gpu.sh pack DIR")
+    if words[:1] == ["cpu-losses"]:
+        return losses.write_cpu_losses(words[1:])
+    chosen = parse(words)
+    session = Session(chosen.out, chosen.budget, os.environ.get("POLARON_VERIFY_DRY", "") not in ("", "0"), render)
+    try:
+        return verify(session, chosen)
+    finally:
+        session.log.close()
