@@ -7,10 +7,10 @@ from pathlib import Path
 
 from .session import PASSED, ROOT, Session, StepFailed, report_problem
 
-# Beside what a CUDA image has: compilers, CMake, CUDA. With what these need at run time.
-PACKAGES = """libcli11-dev nlohmann-json3-dev libspdlog-dev libfmt-dev libfmt9 libgtest-dev libgmock-dev libxxhash-dev
+# Beside what a CUDA image has: compilers, CMake, CUDA. With what these need at run time. Debian 12's names.
+PACKAGES = """libcli11-dev nlohmann-json3-dev libspdlog-dev libspdlog1.10 libfmt-dev libfmt9 libgtest-dev libgmock-dev libxxhash-dev
   libopenblas-openmp-dev libopenblas0-openmp liblapacke-dev liblapacke liblapack-dev liblapack3 libgfortran5 libquadmath0
-  libpcre2-dev libpcre2-8-0""".split()
+  libtmglib3 libpcre2-dev libpcre2-8-0 pkgconf pkgconf-bin libpkgconf3""".split()
 
 
 def pack(folder: Path) -> int:
@@ -34,18 +34,22 @@ def unpack(session: Session, packages: Path, to: Path) -> str:
         session.must(["dpkg", "-x", file, to], limit=60)
     machine = subprocess.run(["gcc", "-print-multiarch"], capture_output=True, text=True).stdout.strip() or "x86_64-linux-gnu"
     libraries = to / "usr/lib" / machine
-    folders = [libraries, libraries / "openblas-openmp", libraries / "lapack"]
+    folders = [libraries, libraries / "openblas-openmp"]
 
     def put(name: str, *values) -> None:
         before = session.environment.get(name)
         session.environment[name] = os.pathsep.join([*map(str, values), *([before] if before else [])])
 
     put("CMAKE_PREFIX_PATH", to / "usr")
-    put("CPATH", to / "usr/include", to / "usr/include" / machine)
+    put("CPATH", to / "usr/include", to / "usr/include" / machine, to / "usr/include" / machine / "openblas-openmp")
     put("LIBRARY_PATH", *folders)
     put("LD_LIBRARY_PATH", *folders)
-    put("PKG_CONFIG_PATH", libraries / "pkgconfig", *(folder / "pkgconfig" for folder in folders[1:]))
-    session.environment["PKG_CONFIG_SYSROOT_DIR"] = str(to)
+    session.environment["PATH"] += os.pathsep + str(to / "usr/bin")
+    # CMake hands CMAKE_PREFIX_PATH to pkg-config. What lapacke needs is chosen by links that only an installation makes.
+    for name in ("blas", "lapack"):
+        link = libraries / f"pkgconfig/{name}.pc"
+        if not link.exists():
+            link.symlink_to(libraries / f"openblas-openmp/pkgconfig/{name}-openblas.pc")
     return f"{len(files)} packages"
 
 

@@ -50,6 +50,13 @@ class Judgements(unittest.TestCase):
         with self.assertRaisesRegex(StepFailed, r"Suite\.b"):
             judge(a="passed", b="failed")
 
+    def test_a_sanitizer_must_have_counted_nothing(self):
+        for clean in ("========= ERROR SUMMARY: 0 errors", "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"):
+            self.assertIn("SUMMARY: 0 ", correctness.judge_sanitizer(f"[ OK ] a\n{clean}\n"))
+        for wrong in ("ERROR SUMMARY: 10 errors", "RACECHECK SUMMARY: 10 hazards displayed (10 errors, 0 warnings)", "[ OK ] a"):
+            with self.assertRaises(StepFailed, msg=wrong):
+                correctness.judge_sanitizer(f"========= {wrong}\n")
+
     def test_losses_may_differ_by_the_tolerance_and_no_more(self):
         expected = [10.0, 8.0, 6.0]
         found = losses.compare([10.0, 8.03, 6.0, 5.0], expected)
