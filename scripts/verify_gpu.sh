@@ -14,6 +14,7 @@
 #
 #   scripts/verify_gpu.sh pack DIR                 packages that the build needs, for a machine without a registry (uses apt)
 #   scripts/verify_gpu.sh ... --packages DIR       unpacks them for the build, beside the system's own libraries
+#   scripts/verify_gpu.sh report FILE...           one report of the results.json of several calls
 #   scripts/verify_gpu.sh cpu-losses --program P   the CPU's losses that `correctness` compares with
 #
 # More: scripts/verify_gpu.sh --help, docs/benchmarks/gpu/README.md

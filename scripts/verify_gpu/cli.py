@@ -1,6 +1,7 @@
 """The command line of scripts/verify_gpu.sh."""
 
 import argparse
+import json
 import os
 import platform
 import subprocess
@@ -67,6 +68,8 @@ def verify(session: Session, chosen: argparse.Namespace) -> int:
     session.save()
     session.begin_phase("build", chosen.budget)
     if not build.run(session, chosen):
+        for name in chosen.phases:
+            session.record(Result(name, "all", SKIPPED, 0.0, "there is nothing to run"))
         return 1
     for name in chosen.phases:
         session.begin_phase(name, PHASE_SECONDS)
@@ -84,10 +87,26 @@ def verify(session: Session, chosen: argparse.Namespace) -> int:
     return 1 if session.failed() else 0
 
 
+def merge(files: list) -> int:
+    """Prints one report of several results.json: the phases of one verification, run by a call each."""
+    about, results = {}, []
+    for file in files:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        for key in ("commit", "device"):
+            if about and about.get(key) != found["about"].get(key):
+                return report_problem(f"{file} is of another {key} than {files[0]}")
+        about = found["about"] | about
+        results += [Result(**result) for result in found["results"]]
+    print(render(about, results), end="")
+    return 0
+
+
 def main(arguments=None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     if words[:1] == ["pack"]:
         return build.pack(Path(words[1])) if len(words) == 2 else report_problem("usage: verify_gpu.sh pack DIR")
+    if words[:1] == ["report"]:
+        return merge([Path(word) for word in words[1:]]) if len(words) > 1 else report_problem("usage: verify_gpu.sh report FILE...")
     if words[:1] == ["cpu-losses"]:
         return losses.write_cpu_losses(words[1:])
     chosen = parse(words)

@@ -79,6 +79,23 @@ def optimizers(session: Session, chosen) -> None:
             session.step(f"optimizer step, {layers} layers of {width}, rank {rank}", work, needs=0 if session.dry else 25)
 
 
+def orthogonalization(session: Session, chosen) -> None:
+    """How much of the nuclear norm each method captures, on matrices of known singular values."""
+    def work():
+        file = session.out / "orthogonalize.json"
+        size = 32 if session.dry else 1024
+        try:
+            session.must([chosen.build / "polaron", "bench", "orthogonalize", "--device", "cpu" if session.dry else "cuda", "--size",
+                          size, "--repeats", 1 if session.dry else 10, "--json", file], limit=100)
+            rows = read_json(file)["results"]
+        finally:
+            file.unlink(missing_ok=True)
+        return MEASURED, f"{len(rows)} rows, {size} x {size}", {"orthogonalization": rows}
+
+    session.step("orthogonalization by rank and sketch", work, needs=0 if session.dry else 25)
+
+
 def run(session: Session, chosen) -> None:
     ops(session, chosen)
     optimizers(session, chosen)
+    orthogonalization(session, chosen)

@@ -119,8 +119,19 @@ def torch_steps(results: list) -> list:
           number(row.get("peak_bytes"), 2, 2**-30)] for row in rows])
 
 
+def orthogonalization(results: list) -> list:
+    lines = []
+    for result in results:
+        if "orthogonalization" in result.data:
+            lines += ["## Orthogonalization of matrices with singular values i^-decay", ""]
+            lines += table(["decay>", "method", "rank>", "ms>", "captured>"],
+                           [[row["decay"], row["method"], row["rank"], number(row["ms"], 3), number(row["captured"], 4)]
+                            for row in result.data["orthogonalization"]])
+    return lines
+
+
 def render(about: dict, results: list) -> str:
     lines = head(about) + steps(results)
-    for part in (training, optimizers, torch_steps, losses, kernels):
+    for part in (training, optimizers, torch_steps, losses, kernels, orthogonalization):
         lines += part(results)
     return "\n".join(lines).rstrip() + "\n"

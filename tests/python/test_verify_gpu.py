@@ -196,6 +196,21 @@ class CommandLine(unittest.TestCase):
                 cli.parse(wrong)
             self.assertEqual(ended.exception.code, 2)
 
+    def test_reports_of_several_calls_become_one_unless_their_devices_differ(self):
+        with tempfile.TemporaryDirectory() as name:
+            files = []
+            for phase, gpu in (("kernels", "A"), ("train", "A"), ("torch", "B")):
+                files.append(Path(name, phase))
+                files[-1].write_text(json.dumps({"about": {"device": {"name": gpu}, "commit": "c"},
+                                                 "results": [vars(Result(phase, "step", PASSED))]}))
+            output, errors = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+                self.assertEqual(cli.main(["report", *map(str, files[:2])]), 0)
+                self.assertEqual(cli.main(["report", *map(str, files)]), 2)
+            self.assertIn("| kernels | step | passed |", output.getvalue())
+            self.assertIn("| train | step | passed |", output.getvalue())
+            self.assertIn("another device", errors.getvalue())
+
     def test_phases_come_in_their_own_order(self):
         self.assertEqual(cli.parse(["torch", "correctness"]).phases, ["correctness", "torch"])
         self.assertEqual(cli.parse([]).phases, ["correctness", "kernels", "train", "torch"])
