@@ -49,7 +49,10 @@ def build(name: str):
 
         def forward(self, x, cos, sin):
             batch, tokens, _ = x.shape
-            q, k, v = (part.view(batch, tokens, heads, size).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, dim=-1))
+            q, k, v = (
+                part.view(batch, tokens, heads, size).transpose(1, 2)
+                for part in self.qkv(self.norm1(x)).chunk(3, dim=-1)
+            )
             if not gpt2:
                 q, k = rotate(q, cos, sin), rotate(k, cos, sin)
             y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -94,6 +97,7 @@ def build(name: str):
 
 def synchronize(device: str) -> None:
     import torch
+
     if device == "cuda":
         torch.cuda.synchronize()
 
@@ -128,9 +132,16 @@ def time_step(name: str, batch: int, device: str, steps: int, compiled: bool) ->
         optimizer.zero_grad(set_to_none=True)
 
     ms = median_ms(step, steps, 3, device)
-    result = {"what": "step", "model": name, "batch": batch, "sequence_length": length, "compile": compiled,
-              "parameters": sum(parameter.numel() for parameter in model.parameters()), "ms": ms,
-              "tokens_per_s": 1e3 * batch * length / ms}
+    result = {
+        "what": "step",
+        "model": name,
+        "batch": batch,
+        "sequence_length": length,
+        "compile": compiled,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "ms": ms,
+        "tokens_per_s": 1e3 * batch * length / ms,
+    }
     if device == "cuda":
         result["peak_bytes"] = torch.cuda.max_memory_allocated()
     return result
@@ -145,7 +156,9 @@ def time_optimizers(width: int, layers: int, device: str, steps: int) -> dict:
         makers["Muon"] = lambda parameters: torch.optim.Muon(parameters, lr=1e-4)
     times = {}
     for name, make in makers.items():
-        parameters = [torch.nn.Parameter(torch.randn(shape, device=device) * 0.02) for _ in range(layers) for shape in shapes]
+        parameters = [
+            torch.nn.Parameter(torch.randn(shape, device=device) * 0.02) for _ in range(layers) for shape in shapes
+        ]
         for parameter in parameters:
             parameter.grad = torch.randn_like(parameter) * 1e-3
         times[name] = median_ms(make(parameters).step, steps, 2, device)

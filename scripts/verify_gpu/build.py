@@ -32,7 +32,9 @@ def unpack(session: Session, packages: Path, to: Path) -> str:
     to.mkdir(parents=True, exist_ok=True)
     for file in files:
         session.must(["dpkg", "-x", file, to], limit=60)
-    machine = subprocess.run(["gcc", "-print-multiarch"], capture_output=True, text=True).stdout.strip() or "x86_64-linux-gnu"
+    machine = (
+        subprocess.run(["gcc", "-print-multiarch"], capture_output=True, text=True).stdout.strip() or "x86_64-linux-gnu"
+    )
     libraries = to / "usr/lib" / machine
     folders = [libraries, libraries / "openblas-openmp"]
 
@@ -65,27 +67,40 @@ def targets(phases: list) -> list:
 def run(session: Session, chosen) -> bool:
     folder: Path = chosen.build
     if chosen.no_build:
+
         def look():
             if not (folder / "polaron").exists():
                 raise StepFailed(f"there is no {folder / 'polaron'}")
             return PASSED, f"as it is in {folder}", {}
+
         return session.step("programs", look)
-    if chosen.packages and not session.step("packages", lambda: (
-            PASSED, unpack(session, chosen.packages.resolve(), folder / "packages"), {})):
+    if chosen.packages and not session.step(
+        "packages", lambda: (PASSED, unpack(session, chosen.packages.resolve(), folder / "packages"), {})
+    ):
         return False
 
     def configure_and_build():
-        words = ["cmake", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=Release", "-DPOLARON_BENCHMARKS=ON", "-Wno-dev",
-                 f"-DPOLARON_CUDA={'AUTO' if session.dry else 'ON'}",
-                 f"-DPOLARON_TESTS={'ON' if 'correctness' in chosen.phases else 'OFF'}"]
+        words = [
+            "cmake",
+            "-S",
+            ROOT,
+            "-B",
+            folder,
+            "-DCMAKE_BUILD_TYPE=Release",
+            "-DPOLARON_BENCHMARKS=ON",
+            "-Wno-dev",
+            f"-DPOLARON_CUDA={'AUTO' if session.dry else 'ON'}",
+            f"-DPOLARON_TESTS={'ON' if 'correctness' in chosen.phases else 'OFF'}",
+        ]
         if shutil.which("ninja"):
             words += ["-G", "Ninja"]
         session.must(words, limit=120)
         wanted = [target for target in targets(chosen.phases) if not (session.dry and "cuda" in target)]
         seconds = 0.0
         for target in wanted:  # one by one: the log says which one took how long
-            seconds += session.must(["cmake", "--build", folder, "--target", target, "-j", str(os.cpu_count())],
-                                    limit=1500).seconds
+            seconds += session.must(
+                ["cmake", "--build", folder, "--target", target, "-j", str(os.cpu_count())], limit=1500
+            ).seconds
         return PASSED, f"{', '.join(wanted)} in {seconds:.0f} s", {}
 
     return session.step("build", configure_and_build)

@@ -19,18 +19,33 @@ NO_DEVICE = 5
 
 
 def parse(arguments=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="verify_gpu.sh", description="Everything that needs a real GPU: builds, tests and "
-                                     "measures on the device that is there. See the head of scripts/verify_gpu.sh.")
+    parser = argparse.ArgumentParser(
+        prog="verify_gpu.sh",
+        description="Everything that needs a real GPU: builds, tests and "
+        "measures on the device that is there. See the head of scripts/verify_gpu.sh.",
+    )
     add = parser.add_argument
     add("phases", nargs="*", metavar="PHASE", help=f"{', '.join(PHASES)}; all of them where none is given")
-    add("--budget", type=float, default=1700.0, metavar="SECONDS", help="for everything, the build included (default 1700)")
+    add(
+        "--budget",
+        type=float,
+        default=1700.0,
+        metavar="SECONDS",
+        help="for everything, the build included (default 1700)",
+    )
     add("--out", type=Path, default=Path("runs/verify-gpu"), metavar="DIR", help="results (default runs/verify-gpu)")
     add("--build", type=Path, default=ROOT / "build/verify-gpu", metavar="DIR", help="build directory")
     add("--no-build", action="store_true", help="use the programs in the build directory as they are")
     add("--program", type=Path, metavar="POLARON", help="use this program, and those of its build, as they are")
     add("--packages", type=Path, metavar="DIR", help="Debian packages of `pack`, unpacked for the build")
-    add("--data", type=Path, default=ROOT / "data/verify-gpu", metavar="DIR", help="shards of real text with GPT-2's tokens "
-        "(default data/verify-gpu); docs/benchmarks/gpu/README.md says how they are made")
+    add(
+        "--data",
+        type=Path,
+        default=ROOT / "data/verify-gpu",
+        metavar="DIR",
+        help="shards of real text with GPT-2's tokens "
+        "(default data/verify-gpu); docs/benchmarks/gpu/README.md says how they are made",
+    )
     chosen = parser.parse_args(arguments)
     for name in chosen.phases:
         if name not in PHASES:
@@ -46,7 +61,9 @@ def parse(arguments=None) -> argparse.Namespace:
 
 def commit() -> str:
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True)
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True
+        )
     except OSError:
         return "unknown"
     return done.stdout.strip() or "unknown"
@@ -54,9 +71,13 @@ def commit() -> str:
 
 def verify(session: Session, chosen: argparse.Namespace) -> int:
     dry = session.dry
-    session.about = {"date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "commit": commit(), "dry": dry,
-                     "host": f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors",
-                     "phases": chosen.phases}
+    session.about = {
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "commit": commit(),
+        "dry": dry,
+        "host": f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors",
+        "phases": chosen.phases,
+    }
     try:
         session.about["device"] = {"name": "none: a dry run on the CPU"} if dry else device.find()
     except (OSError, subprocess.TimeoutExpired) as reason:
@@ -80,10 +101,15 @@ def verify(session: Session, chosen: argparse.Namespace) -> int:
             PHASES[name](session, chosen)
         except Exception as error:  # a defect in one phase must not cost the others
             session.record(Result(name, "phase", FAILED, 0.0, f"{type(error).__name__}: {error}"))
-    counts = {status: sum(result.status == status for result in session.results)
-              for status in ("passed", "measured", "skipped", "failed")}
-    session.say("verify_gpu: " + ", ".join(f"{count} {status}" for status, count in counts.items())
-                + f"; {session.out / 'report.md'}")
+    counts = {
+        status: sum(result.status == status for result in session.results)
+        for status in ("passed", "measured", "skipped", "failed")
+    }
+    session.say(
+        "verify_gpu: "
+        + ", ".join(f"{count} {status}" for status, count in counts.items())
+        + f"; {session.out / 'report.md'}"
+    )
     return 1 if session.failed() else 0
 
 
@@ -106,7 +132,11 @@ def main(arguments=None) -> int:
     if words[:1] == ["pack"]:
         return build.pack(Path(words[1])) if len(words) == 2 else report_problem("usage: verify_gpu.sh pack DIR")
     if words[:1] == ["report"]:
-        return merge([Path(word) for word in words[1:]]) if len(words) > 1 else report_problem("usage: verify_gpu.sh report FILE...")
+        return (
+            merge([Path(word) for word in words[1:]])
+            if len(words) > 1
+            else report_problem("usage: verify_gpu.sh report FILE...")
+        )
     if words[:1] == ["cpu-losses"]:
         return losses.write_cpu_losses(words[1:])
     chosen = parse(words)

@@ -4,8 +4,13 @@ import shutil
 import subprocess
 
 # Dense bf16 peak in TFLOP/s and memory in TB/s by the makers' datasheets; nothing for a device that is not listed.
-DATASHEETS = {"H200": (989.4, 4.8), "H100 80GB HBM3": (989.4, 3.35), "H100 PCIe": (756.0, 2.0), "A100-SXM4-80GB": (312.0, 2.04),
-              "A100-SXM4-40GB": (312.0, 1.56)}
+DATASHEETS = {
+    "H200": (989.4, 4.8),
+    "H100 80GB HBM3": (989.4, 3.35),
+    "H100 PCIe": (756.0, 2.0),
+    "A100-SXM4-80GB": (312.0, 2.04),
+    "A100-SXM4-40GB": (312.0, 1.56),
+}
 FIELDS = ["name", "driver_version", "memory.total", "compute_cap", "clocks.max.sm", "power.limit"]
 
 
@@ -13,8 +18,12 @@ def ask(fields: list) -> list:
     """The first GPU's fields as nvidia-smi prints them; raises OSError with the reason where there is none."""
     if shutil.which("nvidia-smi") is None:
         raise OSError("there is no nvidia-smi here")
-    done = subprocess.run(["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"],
-                          capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0 or not lines:
         raise OSError(f"nvidia-smi finds none: {(done.stdout + done.stderr).strip()[:200]}")

@@ -19,12 +19,29 @@ COMPARED_STEPS, MORE_STEPS = 20, 200
 TOLERANCE = 0.005
 CONFIG = "configs/gpt2-124m.json"
 # Rates far below those of a real run: a path on which a difference of rounding stays one.
-SETTINGS = {"optimizer.matrices.lr": 0.004, "optimizer.embeddings.lr": 6e-4, "optimizer.vectors.lr": 6e-4,
-            "schedule.type": "constant", "schedule.final_fraction": None, "schedule.warmup_steps": 10,
-            "training.tokens": None, "training.batch": 8, "training.micro_batch": 8, "training.sequence_length": 256,
-            "validation": None, "sample": None, "data.validation": None}
-TINY = {"model.layers": 2, "model.width": 64, "model.heads": 2, "model.vocabulary": 257, "model.context_length": 64,
-        "training.sequence_length": 64}
+SETTINGS = {
+    "optimizer.matrices.lr": 0.004,
+    "optimizer.embeddings.lr": 6e-4,
+    "optimizer.vectors.lr": 6e-4,
+    "schedule.type": "constant",
+    "schedule.final_fraction": None,
+    "schedule.warmup_steps": 10,
+    "training.tokens": None,
+    "training.batch": 8,
+    "training.micro_batch": 8,
+    "training.sequence_length": 256,
+    "validation": None,
+    "sample": None,
+    "data.validation": None,
+}
+TINY = {
+    "model.layers": 2,
+    "model.width": 64,
+    "model.heads": 2,
+    "model.vocabulary": 257,
+    "model.context_length": 64,
+    "training.sequence_length": 64,
+}
 
 
 def sha256(path: Path) -> str:
@@ -44,9 +61,18 @@ def set_words(settings: dict) -> list:
 
 def command(polaron: Path, shard: Path, out: Path, steps: int, device: str, precision: str, tiny: bool) -> list:
     """A training that leaves metrics.jsonl and a checkpoint of its end in `out`."""
-    settings = SETTINGS | (TINY if tiny else {}) | {
-        "training.steps": steps, "data.train": str(shard), "output": str(out), "device": device, "precision": precision,
-        "checkpoint.every": 0}
+    settings = (
+        SETTINGS
+        | (TINY if tiny else {})
+        | {
+            "training.steps": steps,
+            "data.train": str(shard),
+            "output": str(out),
+            "device": device,
+            "precision": precision,
+            "checkpoint.every": 0,
+        }
+    )
     if precision == "bf16" and device == "cpu":
         settings["allow_slow_bf16"] = True
     return [polaron, "train", ROOT / CONFIG, *set_words(settings)]
@@ -66,15 +92,21 @@ def compare(actual: list, expected: list, tolerance: float = TOLERANCE) -> dict:
     differences = [abs(a - e) / abs(e) for a, e in zip(actual, expected)]
     finite = all(map(math.isfinite, actual))
     worst = max(differences, key=lambda value: math.inf if math.isnan(value) else value)
-    data = {"losses": [a if math.isfinite(a) else None for a in actual], "cpu_losses": expected,
-            "worst_difference": worst if math.isfinite(worst) else None, "tolerance": tolerance}
+    data = {
+        "losses": [a if math.isfinite(a) else None for a in actual],
+        "cpu_losses": expected,
+        "worst_difference": worst if math.isfinite(worst) else None,
+        "tolerance": tolerance,
+    }
     if not finite:
         first = next(i for i, loss in enumerate(actual) if not math.isfinite(loss))
         raise StepFailed(f"the loss of step {first + 1} is not finite")
     if not worst <= tolerance:
         step = differences.index(worst)
-        raise StepFailed(f"step {step + 1}: loss {actual[step]:.5f}, on the CPU {expected[step]:.5f}: "
-                         f"{100 * worst:.3f} % apart, {100 * tolerance:g} % allowed")
+        raise StepFailed(
+            f"step {step + 1}: loss {actual[step]:.5f}, on the CPU {expected[step]:.5f}: "
+            f"{100 * worst:.3f} % apart, {100 * tolerance:g} % allowed"
+        )
     return data
 
 
@@ -85,8 +117,24 @@ def find_shard(session: Session, folder: Path) -> Path:
         return shard
     made = session.out / "text"
     if not (made / SHARD).exists():
-        session.must([sys.executable, ROOT / "data/prepare_text.py", ROOT / "docs", ROOT / "README.md", "--extensions", ".md",
-                      "--tokenizer", "bytes", "--output", made, "--processes", "1", "--force"], limit=60)
+        session.must(
+            [
+                sys.executable,
+                ROOT / "data/prepare_text.py",
+                ROOT / "docs",
+                ROOT / "README.md",
+                "--extensions",
+                ".md",
+                "--tokenizer",
+                "bytes",
+                "--output",
+                made,
+                "--processes",
+                "1",
+                "--force",
+            ],
+            limit=60,
+        )
     return made / SHARD
 
 
@@ -97,7 +145,9 @@ def cpu_losses(session: Session, polaron: Path, shard: Path) -> tuple:
         if committed["shard_sha256"] == sha256(shard) and committed["settings"] == SETTINGS:
             return committed["losses"], f"committed, {committed['machine']}"
     with tempfile.TemporaryDirectory() as folder:
-        session.must(command(polaron, shard, Path(folder) / "run", COMPARED_STEPS, "cpu", "fp32", session.dry), limit=300)
+        session.must(
+            command(polaron, shard, Path(folder) / "run", COMPARED_STEPS, "cpu", "fp32", session.dry), limit=300
+        )
         return losses_of(Path(folder) / "run"), f"computed on this machine's CPU, on {shard.name} of {shard.parent}"
 
 
@@ -117,10 +167,16 @@ def write_cpu_losses(words: list) -> int:
         if (code := subprocess.run(list(map(str, words))).returncode) != 0:
             return code
         start = json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
-        result = {"what": "losses of the first steps of GPT-2 124M on the CPU in fp32, for scripts/verify_gpu.sh",
-                  "config": CONFIG, "settings": SETTINGS, "seed": start["seed"], "shard_sha256": sha256(shard),
-                  "machine": f"{start['device']}, {start['threads']} threads, {platform.machine()}",
-                  "polaron": start["version"], "losses": losses_of(run)}
+        result = {
+            "what": "losses of the first steps of GPT-2 124M on the CPU in fp32, for scripts/verify_gpu.sh",
+            "config": CONFIG,
+            "settings": SETTINGS,
+            "seed": start["seed"],
+            "shard_sha256": sha256(shard),
+            "machine": f"{start['device']}, {start['threads']} threads, {platform.machine()}",
+            "polaron": start["version"],
+            "losses": losses_of(run),
+        }
     chosen.json.parent.mkdir(parents=True, exist_ok=True)
     write_whole(chosen.json, json.dumps(result, indent=1) + "\n")
     print(f"written to {chosen.json}")
@@ -129,8 +185,11 @@ def write_cpu_losses(words: list) -> int:
 
 def tree_hash(folder: Path) -> dict:
     """Of every file of tensors of a checkpoint; the others hold paths and times."""
-    return {str(file.relative_to(folder)): sha256(file) for file in sorted(folder.rglob("*"))
-            if file.is_file() and file.suffix == ".safetensors"}
+    return {
+        str(file.relative_to(folder)): sha256(file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.suffix == ".safetensors"
+    }
 
 
 def remove(folder: Path) -> None:

@@ -86,8 +86,10 @@ class Session:
         self.log.flush()
 
     def save(self) -> None:
-        write_whole(self.out / "results.json", json.dumps(
-            {"about": self.about, "results": [vars(result) for result in self.results]}, indent=1) + "\n")
+        write_whole(
+            self.out / "results.json",
+            json.dumps({"about": self.about, "results": [vars(result) for result in self.results]}, indent=1) + "\n",
+        )
         write_whole(self.out / "report.md", self.render(self.about, self.results))
 
     def record(self, result: Result) -> None:
@@ -105,7 +107,9 @@ class Session:
         """Runs work() -> (status, detail, data) and records how it ended. `needs`: seconds without which it is skipped."""
         start = self.clock()
         if self.left() < needs:
-            self.record(Result(self.phase, name, SKIPPED, 0.0, f"{max(self.left(), 0):.0f} s left, {needs:.0f} s needed"))
+            self.record(
+                Result(self.phase, name, SKIPPED, 0.0, f"{max(self.left(), 0):.0f} s left, {needs:.0f} s needed")
+            )
             return False
         try:
             status, detail, data = work()
@@ -118,8 +122,9 @@ class Session:
         self.record(Result(self.phase, name, status, round(self.clock() - start, 2), detail, data))
         return status in (PASSED, MEASURED)
 
-    def command(self, words: list, limit: float = 600.0, environment: dict | None = None, cwd: Path = ROOT,
-                watch=None) -> Finished:
+    def command(
+        self, words: list, limit: float = 600.0, environment: dict | None = None, cwd: Path = ROOT, watch=None
+    ) -> Finished:
         """Runs a program, its output into the log. Ends it, and all it started, at the limit or with the phase. `watch` is
         called now and then while it runs."""
         words = [str(word) for word in words]
@@ -129,8 +134,15 @@ class Session:
         self.log.flush()
         begin = self.log.tell()
         try:
-            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT, cwd=cwd,
-                                       env=self.environment | (environment or {}), start_new_session=True)
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=self.log,
+                stderr=subprocess.STDOUT,
+                cwd=cwd,
+                env=self.environment | (environment or {}),
+                start_new_session=True,
+            )
         except OSError as error:
             return Finished(127, f"{words[0]}: {error.strerror}", 0.0, False)
         timed_out = False

@@ -6,8 +6,14 @@ import sys
 
 from .session import MEASURED, ROOT, Session, StepFailed, StepSkipped
 
-WHAT = ["step gpt2-124m 32", "step llama-350m 16", "optimizer 1024 24", "optimizer 4096 8", "optimizer 768 12",
-        "optimizer 2048 12"]
+WHAT = [
+    "step gpt2-124m 32",
+    "step llama-350m 16",
+    "optimizer 1024 24",
+    "optimizer 4096 8",
+    "optimizer 768 12",
+    "optimizer 2048 12",
+]
 DRY = ["step tiny-gpt2 2", "step tiny-llama 2", "optimizer 64 1"]
 
 
@@ -18,6 +24,7 @@ def importable() -> bool:
 def run(session: Session, chosen) -> None:
     there = importable()
     for what in DRY if session.dry else WHAT:
+
         def work(what=what):
             if not there:
                 raise StepSkipped(f"{sys.executable} cannot import torch")
@@ -27,8 +34,11 @@ def run(session: Session, chosen) -> None:
             if not lines:
                 raise StepFailed("it printed no result")
             data = json.loads(lines[-1])
-            detail = (f"{data['tokens_per_s']:,.0f} tokens/s" if "tokens_per_s" in data else
-                      ", ".join(f"{name} {ms:.2f} ms" for name, ms in data["ms"].items()))
+            detail = (
+                f"{data['tokens_per_s']:,.0f} tokens/s"
+                if "tokens_per_s" in data
+                else ", ".join(f"{name} {ms:.2f} ms" for name, ms in data["ms"].items())
+            )
             return MEASURED, f"torch {data['torch']}: {detail}", data
 
         session.step(f"PyTorch, {what}", work, needs=0 if session.dry else 60)

@@ -51,9 +51,16 @@ class Judgements(unittest.TestCase):
             judge(a="passed", b="failed")
 
     def test_a_sanitizer_must_have_counted_nothing(self):
-        for clean in ("========= ERROR SUMMARY: 0 errors", "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)"):
+        for clean in (
+            "========= ERROR SUMMARY: 0 errors",
+            "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)",
+        ):
             self.assertIn("SUMMARY: 0 ", correctness.judge_sanitizer(f"[ OK ] a\n{clean}\n"))
-        for wrong in ("ERROR SUMMARY: 10 errors", "RACECHECK SUMMARY: 10 hazards displayed (10 errors, 0 warnings)", "[ OK ] a"):
+        for wrong in (
+            "ERROR SUMMARY: 10 errors",
+            "RACECHECK SUMMARY: 10 hazards displayed (10 errors, 0 warnings)",
+            "[ OK ] a",
+        ):
             with self.assertRaises(StepFailed, msg=wrong):
                 correctness.judge_sanitizer(f"========= {wrong}\n")
 
@@ -73,7 +80,7 @@ class Judgements(unittest.TestCase):
 
     def test_optimizer_times_are_divided_by_the_time_of_22_bytes_an_element(self):
         data = {"methods": [{"method": "muon", "ms": 3.0, "times_muon": 1.0}]}
-        row, = kernels.optimizer_rows(data, 1024, 2, "1/8", 4.0e12)
+        (row,) = kernels.optimizer_rows(data, 1024, 2, "1/8", 4.0e12)
         floor = 1e3 * 22 * 12 * 2 * 1024 * 1024 / 4.0e12
         self.assertAlmostEqual(row["floor_ms"], floor)
         self.assertAlmostEqual(row["times_floor"], 3.0 / floor)
@@ -201,8 +208,14 @@ class CommandLine(unittest.TestCase):
             files = []
             for phase, gpu in (("kernels", "A"), ("train", "A"), ("torch", "B")):
                 files.append(Path(name, phase))
-                files[-1].write_text(json.dumps({"about": {"device": {"name": gpu}, "commit": "c"},
-                                                 "results": [vars(Result(phase, "step", PASSED))]}))
+                files[-1].write_text(
+                    json.dumps(
+                        {
+                            "about": {"device": {"name": gpu}, "commit": "c"},
+                            "results": [vars(Result(phase, "step", PASSED))],
+                        }
+                    )
+                )
             output, errors = io.StringIO(), io.StringIO()
             with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
                 self.assertEqual(cli.main(["report", *map(str, files[:2])]), 0)
@@ -218,16 +231,54 @@ class CommandLine(unittest.TestCase):
 
 class Report(unittest.TestCase):
     def test_training_and_optimizers_stand_beside_torch(self):
-        row = {"config": "gpt2-124m", "optimizer": "AdamW", "micro_batch": 32, "batch": 512, "sequence_length": 1024, "ms": 900.0,
-               "tokens_per_s": 600000.0, "mfu_datasheet": 0.5, "mfu_measured": 0.6, "peak_bytes": 2**30, "planned_bytes": 2**30,
-               "ops": [{"op": "linear forward", "calls": 3, "ms": 4.0, "gflop": 1.0, "gb": 1.0}]}
-        optimizer = {"width": 1024, "layers": 24, "rank": "1/8", "method": "muon", "ms": 2.0, "times_muon": 1.0, "times_floor": 3.0}
-        results = [Result("train", "a", MEASURED, data=row), Result("kernels", "b", MEASURED, data={"rows": [optimizer]}),
-                   Result("torch", "c", MEASURED, data={"what": "step", "model": "gpt2-124m", "batch": 32, "sequence_length": 1024,
-                                                        "compile": True, "ms": 1.0, "tokens_per_s": 400000.0}),
-                   Result("torch", "d", MEASURED, data={"what": "optimizer", "width": 1024, "layers": 24, "ms": {"Muon": 7.0}})]
+        row = {
+            "config": "gpt2-124m",
+            "optimizer": "AdamW",
+            "micro_batch": 32,
+            "batch": 512,
+            "sequence_length": 1024,
+            "ms": 900.0,
+            "tokens_per_s": 600000.0,
+            "mfu_datasheet": 0.5,
+            "mfu_measured": 0.6,
+            "peak_bytes": 2**30,
+            "planned_bytes": 2**30,
+            "ops": [{"op": "linear forward", "calls": 3, "ms": 4.0, "gflop": 1.0, "gb": 1.0}],
+        }
+        optimizer = {
+            "width": 1024,
+            "layers": 24,
+            "rank": "1/8",
+            "method": "muon",
+            "ms": 2.0,
+            "times_muon": 1.0,
+            "times_floor": 3.0,
+        }
+        results = [
+            Result("train", "a", MEASURED, data=row),
+            Result("kernels", "b", MEASURED, data={"rows": [optimizer]}),
+            Result(
+                "torch",
+                "c",
+                MEASURED,
+                data={
+                    "what": "step",
+                    "model": "gpt2-124m",
+                    "batch": 32,
+                    "sequence_length": 1024,
+                    "compile": True,
+                    "ms": 1.0,
+                    "tokens_per_s": 400000.0,
+                },
+            ),
+            Result(
+                "torch", "d", MEASURED, data={"what": "optimizer", "width": 1024, "layers": 24, "ms": {"Muon": 7.0}}
+            ),
+        ]
         report = render({"device": {"name": "x"}}, results)
-        self.assertIn("| gpt2-124m | AdamW | 32 of 512 x 1024 | 900.0 | 600,000 | 50.0 | 60.0 | 1.00 | 1.00 | 1.50 |", report)
+        self.assertIn(
+            "| gpt2-124m | AdamW | 32 of 512 x 1024 | 900.0 | 600,000 | 50.0 | 60.0 | 1.00 | 1.00 | 1.50 |", report
+        )
         self.assertIn("| 24 x 1024 | 1/8 | muon | 2.000 | 1.0 | 3.00 | 3.50 |", report)
 
 
