@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "floors.h"
 #include "io/atomic.h"
 #include "timing.h"
 #include "train/backend_factory.h"
@@ -24,8 +25,8 @@ struct Options {
   bool least = false;
   bool fp32 = false;
   bool floors = false;
-  double tflops = 989.4;
-  double terabytes = 4.8;
+  double tflops = kH200.gemm_flops * 1e-12;
+  double terabytes = kH200.copy_bytes_per_s * 1e-12;
 };
 
 Options parse(int argc, char** argv, CLI::App& app) {
@@ -50,42 +51,13 @@ Options parse(int argc, char** argv, CLI::App& app) {
   return options;
 }
 
-std::vector<std::pair<ModelShape, std::vector<Case>>> chosen_cases(const Options& options) {
-  std::vector<std::pair<ModelShape, std::vector<Case>>> all;
+std::vector<ModelShape> chosen_models(const Options& options) {
+  std::vector<ModelShape> models;
   for (const std::string& name : options.models) {
-    ModelShape model = model_shape(name);
-    if (options.fp32) model.dtype = DType::f32;
-    std::vector<Case> cases = all_cases(model);
-    std::erase_if(cases, [&](const Case& one) { return one.op.find(options.only) == std::string::npos; });
-    all.emplace_back(model, std::move(cases));
+    models.push_back(model_shape(name));
+    if (options.fp32) models.back().dtype = DType::f32;
   }
-  return all;
-}
-
-int print_floors(const Options& options) {
-  const Limits limits{options.tflops * 1e12, options.terabytes * 1e12};
-  fmt::print("# The floor of every op\n\n");
-  fmt::print(
-      "What each op needs at least: the floating-point operations of its matrix products, and every input read once "
-      "and "
-      "every\noutput written once. `floor` is the larger of the two times at {:g} TFLOP/s and {:g} TB/s (an H200's "
-      "datasheet); `bench_kernels`\nmeasures against the rates that it finds on the device instead. One micro-batch, "
-      "{} "
-      "activations; optimizer ops over all matrices of a\nshape. These are counts, not measurements.\n\nWritten by "
-      "`bench_kernels --floors > docs/benchmarks/gpu-floors.md` (built with `-DPOLARON_BENCHMARKS=ON`), from the list "
-      "that the\nprogram measures.\n",
-      options.tflops, options.terabytes, options.fp32 ? "fp32" : "bf16");
-  for (const auto& [model, cases] : chosen_cases(options)) {
-    fmt::print("\n## {}: {} x {} tokens\n\n", model.name, model.batch, model.sequence_length);
-    fmt::print("| op | shape | GFLOP | MB | FLOP/B | bound by | floor, us |\n|---|---|---:|---:|---:|---|---:|\n");
-    for (const Case& one : cases) {
-      const bool arithmetic = one.flops / limits.gemm_flops > one.bytes / limits.copy_bytes_per_s;
-      fmt::print("| {} | {} | {:.2f} | {:.1f} | {:.0f} | {} | {:.1f} |\n", one.op, one.shape, one.flops * 1e-9,
-                 one.bytes * 1e-6, one.flops / one.bytes, arithmetic ? "arithmetic" : "memory",
-                 1e3 * floor_ms(one, limits));
-    }
-  }
-  return 0;
+  return models;
 }
 
 int measure(const Options& options) {
@@ -101,8 +73,9 @@ int measure(const Options& options) {
                                    {"copy_bytes_per_s", limits.copy_bytes_per_s},
                                    {"cases", nlohmann::ordered_json::array()}};
   bool failed = false;
-  for (const auto& [model, cases] : chosen_cases(options)) {
-    for (const Case& one : cases) {
+  for (const ModelShape& model : chosen_models(options)) {
+    for (const Case& one : all_cases(model)) {
+      if (one.op.find(options.only) == std::string::npos) continue;
       nlohmann::ordered_json row = {{"model", model.name}, {"op", one.op},       {"shape", one.shape},
                                     {"flops", one.flops},  {"bytes", one.bytes}, {"floor_ms", floor_ms(one, limits)}};
       try {
@@ -131,7 +104,10 @@ int main(int argc, char** argv) {
   CLI::App app("Times every op of a training step against its arithmetic and its traffic", "bench_kernels");
   try {
     const polaron::bench::Options options = polaron::bench::parse(argc, argv, app);
-    return options.floors ? polaron::bench::print_floors(options) : polaron::bench::measure(options);
+    if (!options.floors) return polaron::bench::measure(options);
+    fmt::print("{}", polaron::bench::floors_markdown(polaron::bench::chosen_models(options),
+                                                     {options.tflops * 1e12, options.terabytes * 1e12}));
+    return 0;
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : static_cast<int>(polaron::Exit::usage);
   } catch (const polaron::Error& error) {

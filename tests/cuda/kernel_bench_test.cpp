@@ -1,8 +1,9 @@
 // The cases of bench_kernels run: on the CPU, on the emulated backend, and on a device where there is one.
-#include <algorithm>
+#include <fstream>
+#include <iterator>
 #include <set>
 
-#include "../bench/cuda/timing.h"
+#include "../bench/cuda/floors.h"
 #include "family.h"
 
 namespace polaron::test {
@@ -53,6 +54,14 @@ TEST(KernelBenchCases, flops_of_all_products_add_up_to_six_n_a_token) {
   const double matrices = 12.0 * static_cast<double>(m.width * m.width), rows = static_cast<double>(m.rows());
   EXPECT_DOUBLE_EQ(layers, 6 * matrices * rows);
   EXPECT_DOUBLE_EQ(head, 6.0 * static_cast<double>(m.width * m.stored_vocabulary * m.loss_rows));
+}
+
+TEST(KernelBenchCases, the_table_of_floors_is_what_the_cases_say) {
+  std::ifstream file(POLARON_SOURCE_DIR "/docs/benchmarks/gpu-floors.md");
+  const std::string table{std::istreambuf_iterator<char>(file), {}};
+  EXPECT_TRUE(table ==
+              bench::floors_markdown({bench::model_shape("gpt2-124m"), bench::model_shape("llama-350m")}, bench::kH200))
+      << "write it anew: bench_kernels --floors > docs/benchmarks/gpu-floors.md";
 }
 
 TEST(KernelBenchCases, every_case_moves_bytes_and_has_a_name_of_its_own) {
