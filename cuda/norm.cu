@@ -248,6 +248,11 @@ int threads_for(std::int64_t width, int pack, int held, const char* op) {
   return static_cast<int>(threads);
 }
 
+// Blocks of so many rows at a time.
+std::int64_t backward_blocks(std::int64_t rows, int rows_at_once) {
+  return std::min(kBackwardBlocks, ceil_div(rows, rows_at_once));
+}
+
 class CudaNorm final : public NormOps {
  public:
   explicit CudaNorm(Device& device) : sums_(device) {}
@@ -294,7 +299,7 @@ class CudaNorm final : public NormOps {
       with_pack<T>(aligned_rows({d_normed, residual, weight, d_residual}), [&](auto pack) {
         const int threads = threads_for(width, pack, kBackwardHeld, "norm backward");
         const int rows = std::max(1, kBackwardThreads / threads);
-        const std::int64_t blocks = std::min(kBackwardBlocks, ceil_div(d_normed.rows, rows));
+        const std::int64_t blocks = backward_blocks(d_normed.rows, rows);
         float* const sums = sums_.room<float>(2 * blocks * width);
         const Backward<T> p{rows_of<T>(d_normed),
                             rows_of<T>(residual),
@@ -336,8 +341,11 @@ class CudaNorm final : public NormOps {
 }  // namespace
 
 std::int64_t norm_scratch_bytes(const Workload& workload) {
-  // A block takes several rows where they are short; as if each took one.
-  return 2 * std::min(kBackwardBlocks, workload.rows()) * workload.width * static_cast<std::int64_t>(sizeof(float));
+  const int whole = workload.dtype == DType::bf16 ? kPack<bf16> : kPack<float>;
+  const int pack = workload.width % whole == 0 ? whole : 1;
+  const int rows_at_once =
+      std::max(1, kBackwardThreads / threads_for(workload.width, pack, kBackwardHeld, "norm backward"));
+  return 2 * backward_blocks(workload.rows(), rows_at_once) * workload.width * static_cast<std::int64_t>(sizeof(float));
 }
 
 std::unique_ptr<NormOps> make_norm_ops(Device& device) { return std::make_unique<CudaNorm>(device); }
