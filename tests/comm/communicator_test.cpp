@@ -26,8 +26,8 @@ class CommunicatorIn : public testing::TestWithParam<Place> {
   Setting setting_{GetParam()};
   Communicator& all_ = setting_.all();
 };
-INSTANTIATE_TEST_SUITE_P(Memory, CommunicatorIn, testing::Values(Place::host, Place::staged),
-                         [](const auto& chosen) { return chosen.param == Place::host ? "host" : "staged"; });
+INSTANTIATE_TEST_SUITE_P(Memory, CommunicatorIn, testing::ValuesIn(places()),
+                         [](const auto& chosen) { return name_of(chosen.param); });
 
 // Transfers go in pieces of 1 MB: sizes on both sides of one piece and of a batch of pieces, and small odd ones.
 constexpr std::int64_t kPiece = (1 << 20) / sizeof(float);
