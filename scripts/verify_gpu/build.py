@@ -66,6 +66,10 @@ def targets(phases: list) -> list:
 
 def run(session: Session, chosen) -> bool:
     folder: Path = chosen.build
+    if chosen.packages and not session.step(
+        "packages", lambda: (PASSED, unpack(session, chosen.packages.resolve(), folder / "packages"), {})
+    ):
+        return False
     if chosen.no_build:
 
         def look():
@@ -74,10 +78,6 @@ def run(session: Session, chosen) -> bool:
             return PASSED, f"as it is in {folder}", {}
 
         return session.step("programs", look)
-    if chosen.packages and not session.step(
-        "packages", lambda: (PASSED, unpack(session, chosen.packages.resolve(), folder / "packages"), {})
-    ):
-        return False
 
     def configure_and_build():
         words = [
