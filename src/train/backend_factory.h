@@ -12,8 +12,8 @@ namespace polaron {
 
 struct ChosenBackend {
   std::unique_ptr<Backend> backend;
-  std::optional<CollectivesLibrary> collectives;  // of the backend, where it has some
   std::string why;  // one line for the start-up message: which device, and why not another
+  std::optional<CollectivesLibrary> collectives = std::nullopt;  // of the backend, where it has some
 };
 
 // device: auto | cpu | cuda. threads: of the CPU, 0 = one a core. Error(Exit::device) where the device asked for is not

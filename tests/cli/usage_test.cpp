@@ -115,7 +115,7 @@ TEST(BadConfig, what_cannot_be_is_refused_before_anything_is_made) {
       {R"({"training": {"batch": -8}})", {"/training/batch", "from 1 to", "got -8"}},
       {R"({"training": {"steps": 0}})", {"/training/steps", "from 1 to", "got 0"}},
       {R"({"model": {"context_length": 0}})", {"/model/context_length", "from 1 to", "got 0"}},
-      {R"({"optimizer": {"matrices": {"lr": -0.1}}})", {"/optimizer/matrices/lr", "above 0"}},
+      {R"({"optimizer": {"matrices": {"lr": -0.1}}})", {"/optimizer/matrices/lr", "at least 0"}},
       {R"({"optimizer": {"matrices": {"rank": 0}}})", {"/optimizer/matrices/rank", "at least 1"}},
       {R"({"model": {"heads": 5}})", {"/model/width", "32 is not divisible by 5 heads"}},
       {R"({"model": {"kv_heads": 3}})", {"/model/kv_heads", "3 does not divide 4 heads"}},
