@@ -217,11 +217,11 @@ def orthogonalization(results: list) -> list:
     lines = []
     for result in results:
         if "orthogonalization" in result.data:
-            lines += ["## Orthogonalization of matrices with singular values i^-decay", ""]
+            lines += ["## Orthogonalization of matrices with these singular values", ""]
             lines += table(
-                ["decay>", "method", "rank>", "ms>", "captured>"],
+                ["spectrum", "method", "rank>", "ms>", "captured>"],
                 [
-                    [row["decay"], row["method"], row["rank"], number(row["ms"], 3), number(row["captured"], 4)]
+                    [row["spectrum"], row["method"], row["rank"], number(row["ms"], 3), number(row["captured"], 4)]
                     for row in result.data["orthogonalization"]
                 ],
             )
