@@ -1,6 +1,7 @@
 """One verification: commands with time limits, and results that are on the disk as soon as they are known."""
 
 import json
+import math
 import os
 import shlex
 import signal
@@ -13,6 +14,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 PASSED, FAILED, SKIPPED, MEASURED = "passed", "failed", "skipped", "measured"
+
+
+def finite(value):
+    """The same with None for numbers that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class StepFailed(Exception):
@@ -88,7 +98,8 @@ class Session:
     def save(self) -> None:
         write_whole(
             self.out / "results.json",
-            json.dumps({"about": self.about, "results": [vars(result) for result in self.results]}, indent=1) + "\n",
+            json.dumps(finite({"about": self.about, "results": [vars(result) for result in self.results]}), indent=1)
+            + "\n",
         )
         write_whole(self.out / "report.md", self.render(self.about, self.results))
 
