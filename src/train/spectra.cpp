@@ -139,7 +139,8 @@ std::vector<double> Spectra::projected(const Chosen& matrix, std::int64_t step, 
     factor = DeviceBuffer(device, floats(rank * shape.cols));
     const PhiloxKey key =
         make_key(session_.config.seed, RandomPurpose::sketch, static_cast<std::uint64_t>(step - 1), matrix.key);
-    const bool columns = !is_low_rank(s.kind) || s.sketch == SketchKind::columns || s.sketch == SketchKind::columns_authors;
+    const bool columns =
+        !is_low_rank(s.kind) || s.sketch == SketchKind::columns || s.sketch == SketchKind::columns_authors;
     const int power = is_low_rank(s.kind) && s.sketch == SketchKind::power ? static_cast<int>(s.power_iterations) : 0;
     ops.sketch(stream, shape, rank, columns ? Sketch::columns : Sketch::gaussian, power, std::span(&key, 1),
                stack.as<float>(), basis.as<float>());
