@@ -225,9 +225,10 @@ def finish(figure, out: Path, scale) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
-    figure.tight_layout(rect=(0, 0, 0.93 if scale else 1, 0.97))
+    width = figure.get_size_inches()[0]
+    figure.tight_layout(rect=(0, 0, 1 - 0.85 / width if scale else 1, 0.97))
     if scale:
-        place = figure.add_axes((0.945, 0.2, 0.012, 0.6))
+        place = figure.add_axes((1 - 0.75 / width, 0.2, 0.1 / width, 0.6))  # the label takes the rest
         bar = figure.colorbar(scale[0], cax=place)
         bar.locator = MaxNLocator(min(8, len(scale[1])), integer=True)
         bar.update_ticks()
