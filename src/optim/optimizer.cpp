@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <span>
 
-#include "optim/newton_schulz_tables.h"
+#include "optim/directions.h"
 #include "optim/schedule.h"
 
 namespace polaron {
@@ -18,33 +18,6 @@ int elementwise_buffers(const OptimizerSettings& s) {
   return s.kind == OptimizerKind::adamw ? 2 : has_momentum(s) ? 1 : 0;
 }
 
-DType newton_schulz_dtype(const OptimizerSettings& s) {
-  return s.newton_schulz_precision == NewtonSchulzPrecision::bf16 ? DType::bf16 : DType::f32;
-}
-
-Sketch sketch_kind(const MatrixClass& matrices) {
-  switch (matrices.settings.sketch) {
-    case SketchKind::columns:
-      return Sketch::columns;
-    case SketchKind::columns_authors: {  // tall matrices and others are in classes of their own then
-      const MatrixItem& first = matrices.items.front();
-      return first.rows > first.cols ? Sketch::leading_columns : Sketch::columns;
-    }
-    case SketchKind::gaussian:
-    case SketchKind::power:
-      break;
-  }
-  return Sketch::gaussian;
-}
-int power_iterations(const OptimizerSettings& s) {
-  return s.sketch == SketchKind::power ? static_cast<int>(s.power_iterations) : 0;
-}
-BasisMethod basis_method(const OptimizerSettings& s) {
-  return s.basis == BasisKind::householder   ? BasisMethod::householder
-         : s.basis == BasisKind::cholesky_qr ? BasisMethod::cholesky_qr
-                                             : BasisMethod::automatic;
-}
-
 std::string elementwise_name(const OptimizerSettings& s, int buffer, const Parameter& p) {
   return (s.kind != OptimizerKind::adamw ? "sgd.momentum." : buffer == 0 ? "adamw.m." : "adamw.v.") + p.name;
 }
@@ -55,6 +28,12 @@ Ownership::Part part_of(const Ownership& ownership, std::size_t item, int rank) 
     if (part.owner == rank) return part;
   }
   return {rank, 0, 0};
+}
+
+// Where it matters whether matrices are tall, assign_optimizers() puts tall ones and others into classes of their own.
+SketchRule sketch_rule_of(const MatrixClass& matrices) {
+  const MatrixItem& first = matrices.items.front();
+  return sketch_rule(matrices.settings, first.rows > first.cols);
 }
 
 std::size_t group_size(const MatrixClass& c, Backend& backend) {
@@ -98,17 +77,18 @@ Optimizer::Plan Optimizer::plan(const Assignment& assignment, const Ownership& o
     const OptimizerSettings& settings = matrices.settings;
     const std::size_t updated =
         owned.exchange == Exchange::factors ? std::min(group_size(matrices, backend), owned.order.size()) : 0;
+    const SketchRule sketch = sketch_rule_of(matrices);
     plan.matrices.push_back({{count, matrices.rows, matrices.cols},
                              std::max(count, static_cast<std::int64_t>(updated)),
                              matrices.rank,
-                             sketch_kind(matrices),
-                             power_iterations(settings),
-                             basis_method(settings),
+                             sketch.kind,
+                             sketch.power,
+                             sketch.basis,
                              settings.orthogonalizer == Orthogonalizer::exact});
     if (count == 0) continue;
     const StackShape iterated{count, matrices.rank > 0 ? matrices.rank : matrices.rows, matrices.cols};
-    iteration =
-        std::max(iteration, backend.matrix().newton_schulz_scratch(iterated, newton_schulz_dtype(matrices.settings)));
+    iteration = std::max(iteration,
+                         backend.matrix().newton_schulz_scratch(iterated, newton_schulz_spec(matrices.settings).dtype));
   }
   plan.scratch.add("stack", DType::f32, 1, stack);
   plan.scratch.add("basis", DType::f32, 1, basis);
@@ -269,9 +249,7 @@ void Optimizer::orthogonalize(Stream& stream, const OptimizerSettings& settings,
   if (settings.orthogonalizer == Orthogonalizer::exact) {
     backend_.matrix().exact_polar(stream, shape, matrix);
   } else {
-    NewtonSchulzSpec spec = newton_schulz_spec(settings.coefficients, static_cast<int>(settings.newton_schulz_steps));
-    spec.dtype = newton_schulz_dtype(settings);
-    backend_.matrix().newton_schulz(stream, shape, spec, matrix, scratch_.tensor(3).f32());
+    backend_.matrix().newton_schulz(stream, shape, newton_schulz_spec(settings), matrix, scratch_.tensor(3).f32());
   }
 }
 
@@ -285,9 +263,7 @@ void Optimizer::find_directions(Stream& stream, const Group& group, const StepGa
   for (std::size_t i = group.first; i < group.first + group.count; ++i) {
     const MatrixItem& item = matrices.items[owned.order[i]];
     momenta.push_back(momentum_[group.class_index][owned.order[i]]);
-    const auto tensor = shared_columns_ ? static_cast<std::uint32_t>(table_[item.parameter].layer)
-                                        : static_cast<std::uint32_t>(item.parameter * 8 + item.block);
-    keys.push_back(make_key(seed_, RandomPurpose::sketch, static_cast<std::uint64_t>(group.step), tensor));
+    keys.push_back(sketch_key(seed_, group.step, table_, item.parameter, item.block, shared_columns_));
   }
   MomentumRule rule;
   rule.kind = !has_momentum(s)                       ? MomentumKind::none
@@ -305,7 +281,8 @@ void Optimizer::find_directions(Stream& stream, const Group& group, const StepGa
   const std::int64_t basis_size = matrices.rows * matrices.rank, factor_size = matrices.rank * matrices.cols;
   float* const basis = scratch_.tensor(1).f32() + at * basis_size;
   float* const factor = scratch_.tensor(2).f32() + at * factor_size;
-  ops.sketch(stream, shape, matrices.rank, sketch_kind(matrices), power_iterations(s), keys, stack, basis);
+  const SketchRule sketch = sketch_rule_of(matrices);
+  ops.sketch(stream, shape, matrices.rank, sketch.kind, sketch.power, keys, stack, basis);
   // The sketch and the projection are linear in the momentum, so sums of the processes' are those of the sum.
   const auto sum = [&](float* values, std::int64_t elements) {
     if (owned.exchange != Exchange::sketch) return;
@@ -313,7 +290,7 @@ void Optimizer::find_directions(Stream& stream, const Group& group, const StepGa
     communicator_.finish(stream);
   };
   sum(basis, n * basis_size);
-  ops.orthonormal_basis(stream, n, matrices.rows, matrices.rank, basis_method(s), basis);
+  ops.orthonormal_basis(stream, n, matrices.rows, matrices.rank, sketch.basis, basis);
   ops.project(stream, shape, matrices.rank, basis, stack, factor);
   sum(factor, n * factor_size);
   orthogonalize(stream, s, {n, matrices.rank, matrices.cols}, factor);

@@ -50,6 +50,7 @@ class Line {
   Line& add(const char* key, int value) { return set(key, value); }
   Line& add(const char* key, bool value) { return set(key, value); }
   Line& add(const char* key, const std::string& value) { return set(key, value); }
+  Line& add(const char* key, const nlohmann::ordered_json& value) { return set(key, value); }
 
   std::string text() const { return json_.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace); }
 
@@ -193,6 +194,23 @@ std::string to_json_line(const EndRecord& r, const std::string& time) {
       .add("val_loss", r.val_loss)
       .add("perplexity", r.perplexity)
       .text();
+}
+
+std::string to_json_line(const SpectrumRecord& r) {
+  Line line("spectrum", r.step);
+  line.add("matrix", r.matrix)
+      .add("of", r.of)
+      .add("rows", r.rows)
+      .add("cols", r.cols)
+      .add("stable_rank", r.stable_rank)
+      .add("rank_90", r.rank_90);
+  if (!r.captured.empty()) {
+    nlohmann::ordered_json shares;
+    for (const auto& [rank, share] : r.captured) shares[std::to_string(rank)] = share;
+    line.add("captured", shares);
+  }
+  if (r.orthogonality_error >= 0) line.add("orthogonality_error", r.orthogonality_error);
+  return line.add("singular_values", nlohmann::ordered_json(r.singular_values)).text();
 }
 
 MetricsLog::MetricsLog(fs::path path, std::optional<std::int64_t> resume_step)

@@ -8,8 +8,10 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "io/file.h"
 
@@ -91,6 +93,24 @@ struct EndRecord {
   std::optional<double> perplexity;          //
 };
 
+// "kind": "spectrum", of spectra.jsonl. One matrix at one step. Norms and shares are of its singular values s_1 >= s_2
+// >= ...
+struct SpectrumRecord {
+  std::int64_t step = 0;
+  std::string matrix;  // "blocks.3.attention.qkv.weight.q"
+  std::string of;      // "gradient" or "momentum"
+  std::int64_t rows = 0, cols = 0;
+  std::vector<double> singular_values;
+  double stable_rank = 0;    // sum s^2 / s_1^2
+  std::int64_t rank_90 = 0;  // fewest values that hold 90 % of the nuclear norm
+  // For ranks below the smaller side: ||Q^T M||_* / ||M||_*, with Q from the sketch that the run's settings give. It is
+  // <M, M_O> / ||M||_* for the low-rank orthogonalization M_O of M (docs/design.md).
+  std::map<std::int64_t, double> captured;
+  // Of what the run's orthogonalizer makes of the momentum, with k singular values that should be 1: the root mean
+  // square of s^2 - 1. Negative: not measured.
+  double orthogonality_error = -1;
+};
+
 // The object as one line of JSON, without the newline. `time` in UTC, "2024-05-20T12:34:56Z".
 std::string to_json_line(const RunRecord& record, const std::string& time);
 std::string to_json_line(const StepMetrics& record);
@@ -98,6 +118,7 @@ std::string to_json_line(const ValidationRecord& record);
 std::string to_json_line(const SampleRecord& record);
 std::string to_json_line(const CheckpointRecord& record);
 std::string to_json_line(const EndRecord& record, const std::string& time);
+std::string to_json_line(const SpectrumRecord& record);
 
 // The file, to which only this process appends: each line by one write(2), so that a killed process tears at most the
 // last one and a reader who follows the file sees whole lines. Every failure (say a full disk) is an Error(Exit::data)

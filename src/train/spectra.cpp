@@ -5,13 +5,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "base/error.h"
-#include "config/optimizer_fields.h"
 #include "cpu/singular_values.h"
-#include "optim/newton_schulz_tables.h"
+#include "optim/directions.h"
 
 namespace polaron {
 namespace {
@@ -42,18 +40,6 @@ double sum_of(const std::vector<double>& values) { return std::accumulate(values
 
 }  // namespace
 
-std::string to_json_line(const SpectrumRecord& r) {
-  nlohmann::ordered_json j = {{"kind", "spectrum"}, {"step", r.step}, {"matrix", r.matrix}, {"of", r.of}};
-  j["rows"] = r.rows;
-  j["cols"] = r.cols;
-  j["stable_rank"] = r.stable_rank;
-  j["rank_90"] = r.rank_90;
-  for (const auto& [rank, share] : r.captured) j["captured"][std::to_string(rank)] = share;
-  if (r.orthogonality_error >= 0) j["orthogonality_error"] = r.orthogonality_error;
-  j["singular_values"] = r.singular_values;
-  return j.dump();
-}
-
 Spectra::Spectra(Session& session) : session_(session) {
   const std::string& pattern = session.config.diagnostics.spectra.matrices;
   const std::int64_t layers = session.config.model.layers;
@@ -64,7 +50,7 @@ Spectra::Spectra(Session& session) : session_(session) {
     const Parameter& p = session.table[parameter];
     const MatrixBlock& b = p.blocks[block];
     chosen_.push_back({plain_name(label), b.rows, p.cols, p.stored_cols, p.offset + b.row * p.stored_cols, &settings,
-                       rank, momentum, static_cast<std::uint32_t>(parameter * 8 + block)});
+                       rank, momentum, parameter, block});
   };
   std::size_t found = 0;
   const auto wanted = [&](const std::string& label) {
@@ -137,14 +123,12 @@ std::vector<double> Spectra::projected(const Chosen& matrix, std::int64_t step, 
   if (rank > 0) {
     basis = DeviceBuffer(device, floats(shape.rows * rank));
     factor = DeviceBuffer(device, floats(rank * shape.cols));
-    const PhiloxKey key =
-        make_key(session_.config.seed, RandomPurpose::sketch, static_cast<std::uint64_t>(step - 1), matrix.key);
-    const bool columns =
-        !is_low_rank(s.kind) || s.sketch == SketchKind::columns || s.sketch == SketchKind::columns_authors;
-    const int power = is_low_rank(s.kind) && s.sketch == SketchKind::power ? static_cast<int>(s.power_iterations) : 0;
-    ops.sketch(stream, shape, rank, columns ? Sketch::columns : Sketch::gaussian, power, std::span(&key, 1),
-               stack.as<float>(), basis.as<float>());
-    ops.orthonormal_basis(stream, 1, shape.rows, rank, BasisMethod::automatic, basis.as<float>());
+    const PhiloxKey key = sketch_key(session_.config.seed, step - 1, session_.table, matrix.parameter, matrix.block,
+                                     session_.config.quirks.shared_columns);
+    const SketchRule sketch = sketch_rule(s, matrix.rows > matrix.cols);
+    ops.sketch(stream, shape, rank, sketch.kind, sketch.power, std::span(&key, 1), stack.as<float>(),
+               basis.as<float>());
+    ops.orthonormal_basis(stream, 1, shape.rows, rank, sketch.basis, basis.as<float>());
     ops.project(stream, shape, rank, basis.as<float>(), stack.as<float>(), factor.as<float>());
     left.rows = rank;
     out = &factor;
@@ -153,8 +137,7 @@ std::vector<double> Spectra::projected(const Chosen& matrix, std::int64_t step, 
   if (orthogonalize && s.orthogonalizer == Orthogonalizer::exact) {
     ops.exact_polar(stream, left, out->as<float>());
   } else if (orthogonalize) {
-    NewtonSchulzSpec spec = newton_schulz_spec(s.coefficients, static_cast<int>(s.newton_schulz_steps));
-    if (s.newton_schulz_precision == NewtonSchulzPrecision::bf16) spec.dtype = DType::bf16;
+    const NewtonSchulzSpec spec = newton_schulz_spec(s);
     scratch = DeviceBuffer(device, floats(ops.newton_schulz_scratch(left, spec.dtype)));
     ops.newton_schulz(stream, left, spec, out->as<float>(), scratch.as<float>());
   }

@@ -3,31 +3,13 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <string>
 #include <vector>
 
+#include "train/metrics.h"
 #include "train/session.h"
 
 namespace polaron {
-
-// One matrix at one step. Norms and shares are of its singular values s_1 >= s_2 >= ...
-struct SpectrumRecord {
-  std::int64_t step = 0;
-  std::string matrix;  // "blocks.3.attention.qkv.weight.q"
-  std::string of;      // "gradient" or "momentum"
-  std::int64_t rows = 0, cols = 0;
-  std::vector<double> singular_values;
-  double stable_rank = 0;    // sum s^2 / s_1^2
-  std::int64_t rank_90 = 0;  // fewest values that hold 90 % of the nuclear norm
-  // For ranks below the smaller side: ||Q^T M||_* / ||M||_*, with Q from the sketch that the run's settings give. It is
-  // <M, M_O> / ||M||_* for the low-rank orthogonalization M_O of M (docs/design.md).
-  std::map<std::int64_t, double> captured;
-  // Of what the run's orthogonalizer makes of the momentum, with k singular values that should be 1: the root mean
-  // square of s^2 - 1. Negative: not measured.
-  double orthogonality_error = -1;
-};
-std::string to_json_line(const SpectrumRecord& record);
 
 class Spectra {
  public:
@@ -49,7 +31,7 @@ class Spectra {
     const OptimizerSettings* settings;  // of its optimizer
     std::int64_t rank;                  // that it is orthogonalized at; 0: in full, or not at all
     const float* momentum;              // null: it has none here
-    std::uint32_t key;
+    std::size_t parameter, block;       // in the table
   };
   std::vector<float> download(const float* data, const Chosen& matrix, std::int64_t stride);
   SpectrumRecord measure(const Chosen& matrix, std::int64_t step, const char* of, const std::vector<float>& values);
