@@ -25,8 +25,13 @@ FILTERS = {  # what can notice a barrier of a file; everything for headers
     "cholesky.cu": "Cholesky*:*Basis*",
     "decomposition.cu": "*Basis*",
     "momentum_update.cu": "*MatrixUpdates*",
+    "linear.cu": "*Linear*",
+    "mma.h": "Mma*:*Attention*",
     "reduce.h": "*Norm*:*Loss*:*Elementwise*:*Basis*:*NewtonSchulz*",
 }
+
+
+TIMEOUT_S = 1200  # of one program; the slowest, all tests under ThreadSanitizer, takes about a third of it
 
 
 def barriers(tree):
@@ -47,7 +52,11 @@ def run(build, program, tests):
     # TSan needs no orders, and the CPU's tests say nothing about kernels.
     select = f"{tests}-*/cpu:*/device" + (":*/emulated_*:Cuda*" if program.endswith("tsan") else "")
     command = [str(build / "tests" / "cuda" / program), "--gtest_brief=1", f"--gtest_filter={select}"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, errors="replace")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, errors="replace",
+                              timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return True, f"no end within {TIMEOUT_S} s"
     said = [line for line in (done.stdout + done.stderr).splitlines() if re.search("data race|kernel |FAILED", line)]
     return done.returncode != 0, said[0][:120] if said else ""
 
