@@ -16,20 +16,12 @@ Exit: 0 the picture is written, 2 something is missing or wrong; an existing pic
 import argparse
 import json
 import math
-import os
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Okabe and Ito's colours, which people with any colour vision tell apart, without the yellow that paper swallows.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINES = ("-", "--", ":", "-.")
-
-
-class Problem(Exception):
-    """Something the user can act on; the message says what."""
+from plotting import (COLORS, LINES, MARKERS, Problem, need_matplotlib, number, plain_text, plural, save, short,
+                      use_log_scale)
 
 
 @dataclass
@@ -39,17 +31,6 @@ class Run:
     steps: list = field(default_factory=list)  # "step" lines by step
     validations: list = field(default_factory=list)
     bad_lines: int = 0
-
-
-def number(line: dict, key: str) -> float:
-    """The value of a key, NaN where it is missing, null or no number."""
-    value = line.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return math.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return math.nan
 
 
 def metrics_path(argument: str) -> Path:
@@ -168,30 +149,12 @@ def last_finite(values: list):
     return next((value for value in reversed(values) if math.isfinite(value)), None)
 
 
-def short(value: float) -> str:
-    """A tick's label: 0.02, 24, 1.5k, 10M, 2B."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.4g}{unit}"
-    return f"{value:.4g}"
-
-
 def perplexity_text(value: float) -> str:
     return f"{value:.2f}" if value < 1000 else f"{value:,.0f}" if value < 1e6 else f"{value:.2g}"
 
 
 def rounded(value: float, digits: int) -> str:
     return short(float(f"{value:.{digits}g}"))
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def plain_text(text: str) -> str:
-    """Keeps matplotlib from reading a name as mathematics ('$') or leaving it out of the legend ('_' in front)."""
-    text = text.replace("$", r"\$")
-    return " " + text if text.startswith("_") else text
 
 
 def time_unit(seconds: float):
@@ -310,18 +273,6 @@ def rate_range(rates: list):
     return max(min(rate for rate in finite[finite.index(peak):]), peak / 100), peak
 
 
-def use_log_scale(axes, low: float, high: float) -> None:
-    """A logarithmic y axis with round numbers, as many as there is room for."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    decades = math.log10(high / low)
-    subs = (1, 1.5, 2, 3, 4, 5, 6, 8) if decades < 1 else (1, 2, 5) if decades < 3.5 else (1,)
-    axes.set_yscale("log")
-    axes.set_ylim(low, high)
-    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=50))
-    axes.yaxis.set_minor_locator(NullLocator())
-
-
 def limit_loss(axes, losses: list) -> None:
     """Leaves out spikes far above where the runs began: they would press everything else flat."""
     finite = [[value for value in loss if math.isfinite(value)] for loss in losses]
@@ -349,28 +300,6 @@ def lay_out(figure, handles: list, labels: list, title: str) -> None:
     figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 1 - (0.08 + title_height) / height),
                   ncol=columns, frameon=False, fontsize=11.5, handlelength=2.6)
     figure.tight_layout(rect=(0, 0, 1, 1 - header / height), h_pad=2.0, w_pad=2.5)
-
-
-def save(figure, out: Path) -> None:
-    """Writes beside the picture and renames, so that a failure leaves the former one."""
-    kind = out.suffix[1:].lower() or "png"
-    known = figure.canvas.get_supported_filetypes()
-    if kind not in known:
-        raise Problem(f"cannot write pictures of type '.{kind}' ('{out}'). Name the file .png, .svg or .pdf.")
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{out.name}.", suffix=f".{kind}", dir=out.parent)
-        os.close(handle)
-        figure.savefig(temporary, format=kind)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are private
-        os.replace(temporary, out)
-    except OSError as error:
-        raise Problem(f"cannot write '{out}': {error.strerror or error}.") from error
-    finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
 
 
 def default_title(runs: list) -> str:
@@ -407,11 +336,7 @@ def main(arguments=None) -> int:
         runs = [run for run in runs if run.steps]
         if not runs:
             raise Problem("no step to draw in any of the runs.")
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError as error:
-            raise Problem("matplotlib is missing. Debian, Ubuntu: sudo apt install python3-matplotlib (for "
-                          f"/usr/bin/python3); elsewhere: {sys.executable} -m pip install matplotlib.") from error
+        need_matplotlib()
         draw(runs, options.x, default_title(runs) if options.title is None else options.title, options.out)
     except Problem as problem:
         print(f"plot_run: {problem}", file=sys.stderr)

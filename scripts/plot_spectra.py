@@ -21,12 +21,11 @@ import json
 import math
 import re
 import sys
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from plot_run import (Problem, default_title, metrics_path, number, plain_text, plural, read_run, save, short,
-                      use_log_scale)
+from plot_run import default_title, metrics_path, read_run
+from plotting import Problem, need_matplotlib, number, panels, plain_text, plural, save, short, use_log_scale
 
 SHARE = 0.9  # of the nuclear norm
 PANELS = 8  # at most, in a picture
@@ -130,29 +129,6 @@ def nearest_step(spectra: list, wanted) -> int:
 def kinds_of(spectra: list) -> list:
     by_layer = sorted(spectra, key=lambda spectrum: spectrum.layer)
     return list(dict.fromkeys(spectrum.kind for spectrum in by_layer))[:PANELS]
-
-
-def panels(kinds: list, title: str):
-    """A figure with a panel for each kind of matrix, in at most four columns."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({
-        "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd",
-        "grid.linewidth": 0.7, "axes.axisbelow": True})
-    columns = min(4, len(kinds)) if len(kinds) != 4 else 2
-    rows = math.ceil(len(kinds) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(max(6.5, 4.3 * columns), 3.7 * rows + 0.7), dpi=130,
-                                squeeze=False, sharey=True)
-    for spare in axes.flat[len(kinds):]:
-        spare.set_visible(False)
-    # A letter of this size takes about 0.1 inches: a narrow figure takes several lines.
-    wrapped = textwrap.fill(plain_text(title), max(20, int(figure.get_size_inches()[0] / 0.115)))
-    figure.suptitle(wrapped, fontsize=13, fontweight="bold")
-    return figure, list(axes.flat)
 
 
 def color_of(layer: int, layers: list):
@@ -267,11 +243,7 @@ def main(arguments=None) -> int:
         spectra = choose(spectra, of, options.matrices)
         if not options.out.absolute().parent.is_dir():
             raise Problem(f"there is no folder '{options.out.parent}' for the pictures.")
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError as error:
-            raise Problem("matplotlib is missing. Debian, Ubuntu: sudo apt install python3-matplotlib (for "
-                          f"/usr/bin/python3); elsewhere: {sys.executable} -m pip install matplotlib.") from error
+        need_matplotlib()
         title = title_of(path) if options.title is None else options.title
         step = nearest_step(spectra, options.step)
         decay, rank = (options.out.with_name(f"{options.out.name}-{what}.png") for what in ("decay", "rank"))

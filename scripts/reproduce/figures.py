@@ -5,8 +5,8 @@ import statistics
 import sys
 from dataclasses import dataclass
 
-import plot_run
-from plot_run import COLORS, LINES, MARKERS, short, use_log_scale
+import plotting
+from plotting import COLORS, LINES, MARKERS, short, use_log_scale
 
 from .base import Problem, get, read_json, write_json
 from .bench import REPEATS, method_name
@@ -76,8 +76,8 @@ def finish(figure, axes, path, labels: int) -> None:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=10, handlelength=2.6)
     figure.tight_layout()
     try:
-        plot_run.save(figure, path)
-    except plot_run.Problem as problem:
+        plotting.save(figure, path)
+    except plotting.Problem as problem:
         raise Problem(str(problem), 3) from problem
     finally:
         plt.close(figure)
