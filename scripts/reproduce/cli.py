@@ -75,7 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--optimizers", type=names, metavar="NAME,...",
         help=f"of {', '.join(tables.OPTIMIZERS)} (default: the table's)")
     add("--ranks", type=names, metavar="RANK,...", help="of the unscaled model, say 50,100 or 1/8,1/4")
-    add("--sketches", type=names, metavar="NAME,...", help="of columns, gaussian, power")
+    add("--sketches", type=names, metavar="NAME,...", help="of columns, columns_authors (quirk Q1), gaussian, power")
     add("--seeds", type=at_least(1), metavar="N", help="seeds 1 to N (default: the table's, 3)")
     add("--scale", type=fraction, default=1.0, metavar="S", help="shrinks tokens and model; the table states the rule")
     add("--lrs", nargs="+", default=[], metavar="LRS", help="auto; or rates for all optimizers (0.01,0.02) or one "

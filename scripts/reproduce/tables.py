@@ -12,7 +12,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon", "low_rank_muon": "low-rank Muon", "msgd": "MSGD",
               "low_rank_msgd": "low-rank MSGD", "sgd": "SGD"}
 LOW_RANK = ("low_rank_muon", "low_rank_msgd")
-SKETCHES = ("columns", "gaussian", "power")
+SKETCHES = ("columns", "columns_authors", "gaussian", "power")
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ class Refused(ReproduceCase):
                 (("--ranks", "0"), ("'0'", "from 1")),
                 (("--ranks", "3/2"), ("'3/2'",)),
                 (("--ranks", "300"), ("rank 300", "width 256")),
-                (("--sketches", "rows"), ("'rows'", "columns, gaussian, power")),
+                (("--sketches", "rows"), ("'rows'", "columns, columns_authors, gaussian, power")),
                 (("--figures", "pie"), ("'pie'", "tokens")),
                 (("--lrs", "moun=0.1"), ("'moun'", "muon")),
                 (("--lrs", "muon=fast"), ("'muon=fast'",)),
