@@ -13,6 +13,7 @@
 #include "model/parameters.h"
 #include "optim/assignment.h"
 #include "optim/optimizer.h"
+#include "support/forwarding_backend.h"
 #include "support/tiny_model.h"
 
 namespace polaron::test {
@@ -71,67 +72,22 @@ inline std::vector<NamedSettings> all_settings() {
 }
 
 // The CPU backend with matrix ops that ask for groups of a given size.
-class GroupedBackend final : public Backend {
+class GroupedBackend final : public ForwardingBackend {
  public:
-  GroupedBackend(int threads, std::int64_t group) : cpu_(make_cpu_backend(threads)), matrix_(cpu_->matrix(), group) {}
-  Device& device() override { return cpu_->device(); }
-  EmbeddingOps& embedding() override { return cpu_->embedding(); }
-  NormOps& norm() override { return cpu_->norm(); }
-  LinearOps& linear() override { return cpu_->linear(); }
-  MixOps& mix() override { return cpu_->mix(); }
-  AttentionOps& attention() override { return cpu_->attention(); }
-  LossOps& loss() override { return cpu_->loss(); }
-  ElementwiseOps& elementwise() override { return cpu_->elementwise(); }
+  GroupedBackend(int threads, std::int64_t group)
+      : ForwardingBackend(make_cpu_backend(threads)), matrix_(ForwardingBackend::matrix(), group) {}
   MatrixOps& matrix() override { return matrix_; }
 
  private:
-  class Grouped final : public MatrixOps {
+  class Grouped final : public ForwardingMatrixOps {
    public:
-    Grouped(MatrixOps& ops, std::int64_t group) : ops_(ops), group_(group) {}
+    Grouped(MatrixOps& ops, std::int64_t group) : ForwardingMatrixOps(ops), group_(group) {}
     std::int64_t preferred_group(std::int64_t, std::int64_t) const override { return group_; }
-    void momentum_to_stack(Stream& stream, const MomentumRule& rule, const StepGate& gate,
-                           std::span<const MatrixView> gradients, std::span<float* const> momentum,
-                           float* stack) override {
-      ops_.momentum_to_stack(stream, rule, gate, gradients, momentum, stack);
-    }
-    void newton_schulz(Stream& stream, const StackShape& shape, const NewtonSchulzSpec& spec, float* stack,
-                       float* scratch) override {
-      ops_.newton_schulz(stream, shape, spec, stack, scratch);
-    }
-    std::int64_t newton_schulz_scratch(const StackShape& shape, DType dtype) const override {
-      return ops_.newton_schulz_scratch(shape, dtype);
-    }
-    void exact_polar(Stream& stream, const StackShape& shape, float* stack) override {
-      ops_.exact_polar(stream, shape, stack);
-    }
-    void sketch(Stream& stream, const StackShape& shape, std::int64_t rank, Sketch kind, int power,
-                std::span<const PhiloxKey> keys, const float* stack, float* sketch) override {
-      ops_.sketch(stream, shape, rank, kind, power, keys, stack, sketch);
-    }
-    void orthonormal_basis(Stream& stream, std::int64_t count, std::int64_t rows, std::int64_t rank, BasisMethod method,
-                           float* sketch) override {
-      ops_.orthonormal_basis(stream, count, rows, rank, method, sketch);
-    }
-    void project(Stream& stream, const StackShape& shape, std::int64_t rank, const float* basis, const float* stack,
-                 float* projected) override {
-      ops_.project(stream, shape, rank, basis, stack, projected);
-    }
-    void update_dense(Stream& stream, const UpdateRule& rule, const StepGate& gate, const float* stack,
-                      std::span<const float> scales, std::span<const MatrixView> parameters) override {
-      ops_.update_dense(stream, rule, gate, stack, scales, parameters);
-    }
-    void update_factors(Stream& stream, const UpdateRule& rule, const StepGate& gate, std::int64_t rank,
-                        const float* basis, const float* factor, std::span<const float> scales,
-                        std::span<const MatrixView> parameters) override {
-      ops_.update_factors(stream, rule, gate, rank, basis, factor, scales, parameters);
-    }
 
    private:
-    MatrixOps& ops_;
     std::int64_t group_;
   };
 
-  std::unique_ptr<Backend> cpu_;
   Grouped matrix_;
 };
 

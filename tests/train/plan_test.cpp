@@ -10,6 +10,7 @@
 
 #include "optim/optimizer.h"
 #include "optim/stepper.h"
+#include "support/forwarding_backend.h"
 #include "support/tiny_model.h"
 #include "train/device_batch.h"
 
@@ -17,51 +18,26 @@ namespace polaron {
 namespace {
 
 // The CPU backend with a device that counts the bytes it has given out.
-class CountingBackend final : public Backend {
+class CountingBackend final : public test::ForwardingBackend {
  public:
-  CountingBackend() : cpu_(make_cpu_backend(1)), device_(cpu_->device()) {}
+  CountingBackend() : ForwardingBackend(make_cpu_backend(1)), device_(ForwardingBackend::device()) {}
   std::int64_t allocated() const { return device_.allocated; }
-
   Device& device() override { return device_; }
-  EmbeddingOps& embedding() override { return cpu_->embedding(); }
-  NormOps& norm() override { return cpu_->norm(); }
-  LinearOps& linear() override { return cpu_->linear(); }
-  MixOps& mix() override { return cpu_->mix(); }
-  AttentionOps& attention() override { return cpu_->attention(); }
-  LossOps& loss() override { return cpu_->loss(); }
-  ElementwiseOps& elementwise() override { return cpu_->elementwise(); }
-  MatrixOps& matrix() override { return cpu_->matrix(); }
 
  private:
-  struct Counting final : Device {
-    explicit Counting(Device& real_) : real(real_) {}
-    DeviceInfo info() const override { return real.info(); }
+  struct Counting final : test::ForwardingDevice {
+    using ForwardingDevice::ForwardingDevice;
     void* allocate(std::size_t bytes) override {
       allocated += static_cast<std::int64_t>(bytes);
-      return real.allocate(bytes);
+      return ForwardingDevice::allocate(bytes);
     }
     void release(void* data, std::size_t bytes) noexcept override {
       allocated -= static_cast<std::int64_t>(bytes);
-      real.release(data, bytes);
+      ForwardingDevice::release(data, bytes);
     }
-    std::unique_ptr<Stream> make_stream() override { return real.make_stream(); }
-    std::unique_ptr<Event> make_event() override { return real.make_event(); }
-    void upload(Stream& stream, void* device, const void* host, std::size_t bytes) override {
-      real.upload(stream, device, host, bytes);
-    }
-    void download(Stream& stream, void* host, const void* device, std::size_t bytes) override {
-      real.download(stream, host, device, bytes);
-    }
-    void copy(Stream& stream, void* to, const void* from, std::size_t bytes) override {
-      real.copy(stream, to, from, bytes);
-    }
-    void zero(Stream& stream, void* device, std::size_t bytes) override { real.zero(stream, device, bytes); }
-
-    Device& real;
     std::int64_t allocated = 0;
   };
 
-  std::unique_ptr<Backend> cpu_;
   Counting device_;
 };
 
