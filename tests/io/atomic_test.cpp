@@ -14,16 +14,10 @@
 #include "helpers.h"
 #include "io/safetensors.h"
 
-namespace polaron {
+namespace polaron::test {
 namespace {
 
 namespace fs = std::filesystem;
-using test::bytes_of;
-using test::contains;
-using test::data_error;
-using test::get;
-using test::put;
-using test::TestFolder;
 using Names = std::vector<std::string>;
 
 // What the child process of a test reports by its exit status.
@@ -325,4 +319,4 @@ TEST(FreeBytes, are_those_of_the_nearest_folder_that_exists) {
 }
 
 }  // namespace
-}  // namespace polaron
+}  // namespace polaron::test

@@ -5,15 +5,8 @@
 #include "io/atomic.h"
 #include "io/safetensors.h"
 
-namespace polaron {
+namespace polaron::test {
 namespace {
-
-using test::bytes_of;
-using test::contains;
-using test::data_error;
-using test::get;
-using test::put;
-using test::TestFolder;
 
 std::uint64_t checksum_of(std::string_view text) {
   Checksum checksum;
@@ -178,4 +171,4 @@ TEST(Manifest, of_a_folder_with_written_tensors_needs_no_second_reading) {
 }
 
 }  // namespace
-}  // namespace polaron
+}  // namespace polaron::test

@@ -4,15 +4,8 @@
 #include "helpers.h"
 #include "io/safetensors.h"
 
-namespace polaron {
+namespace polaron::test {
 namespace {
-
-using test::bytes_of;
-using test::contains;
-using test::data_error;
-using test::get;
-using test::put;
-using test::TestFolder;
 
 std::string file_with(const std::string& header, std::size_t data_bytes = 0) {
   const std::uint64_t length = header.size();
@@ -251,4 +244,4 @@ TEST(SafetensorsFolder, folder_without_a_model_says_what_to_do) {
 }
 
 }  // namespace
-}  // namespace polaron
+}  // namespace polaron::test

@@ -10,15 +10,9 @@
 #include "helpers.h"
 #include "io/checksum.h"
 
-namespace polaron {
+namespace polaron::test {
 namespace {
 
-using test::bytes_of;
-using test::contains;
-using test::data_error;
-using test::get;
-using test::put;
-using test::TestFolder;
 using Shape = std::vector<std::int64_t>;
 
 std::vector<float> read_f32(const SafetensorsReader& reader, std::string_view name, std::size_t n) {
@@ -263,4 +257,4 @@ TEST(Safetensors, file_truncated_after_opening_is_an_error_when_copied_from) {
 }
 
 }  // namespace
-}  // namespace polaron
+}  // namespace polaron::test
