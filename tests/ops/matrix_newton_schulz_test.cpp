@@ -11,10 +11,8 @@
 #include "ops/reference.h"
 #include "optim/newton_schulz_tables.h"
 
-namespace polaron {
+namespace polaron::test {
 namespace {
-
-using test::Dense;
 
 // Every step multiplies rounding errors in directions that x lacks by up to a; classic's twelve doublings carry them
 // to 4096 units.
@@ -31,7 +29,7 @@ double scalar_map(const NewtonSchulzSpec& spec, double sigma) {
 }
 
 // What the op makes of the singular value sigma of a matrix of norm 1.
-double mapped(test::MatrixOpsHarness& harness, NewtonSchulzSpec spec, double sigma) {
+double mapped(MatrixOpsHarness& harness, NewtonSchulzSpec spec, double sigma) {
   spec.norm_factor = 1.0F;
   spec.norm_eps = 0.0F;
   const std::vector<float> x = {static_cast<float>(sigma), 0.0F, 0.0F,
@@ -76,7 +74,7 @@ TEST(NewtonSchulzTables, singular_values_end_in_the_published_bands) {
                         {"jordan", 8, 0.001, 0.681, 1.135, 19800.0},      {"you", 5, 0.01, 0.977, 1.033, 493.0},
                         {"polar_express", 5, 0.001, 0.858, 1.142, 990.0}, {"classic", 12, 0.001, 0.98, 1.001, 4096.0},
                         {"torch", 5, 0.01, 0.681, 1.135, 485.0}};
-  test::MatrixOpsHarness harness;
+  MatrixOpsHarness harness;
   for (const Band& band : bands) {
     const NewtonSchulzSpec spec = newton_schulz_spec(band.table, band.steps);
     for (double sigma = band.from; sigma < 1.0; sigma *= 1.013) {
@@ -95,7 +93,7 @@ TEST(NewtonSchulzTables, jordans_map_has_the_values_of_the_paper) {
                             {.7, 1.12032},  {.9, .68201},   {1.0, .69644}};
   const double eight[][2] = {{1e-4, 1.20233}, {1e-3, .91793}, {.01, 1.08600},
                              {.1, 1.10816},   {.5, 1.13058},  {1.0, 1.08102}};
-  test::MatrixOpsHarness harness;
+  MatrixOpsHarness harness;
   for (const auto& [sigma, value] : five) {
     EXPECT_NEAR(mapped(harness, newton_schulz_spec("jordan"), sigma), value, 2e-5) << sigma;
   }
@@ -110,16 +108,16 @@ TEST(NewtonSchulzTables, jordans_map_has_the_values_of_the_paper) {
 }
 
 TEST(NewtonSchulz, every_table_agrees_with_double_precision_on_hard_matrices) {
-  test::MatrixOpsHarness harness;
+  MatrixOpsHarness harness;
   // About square, and wide enough for runs of steps on the Gram matrix; none a multiple of 8.
   const std::int64_t shapes[][2] = {{66, 67}, {66, 201}};
   for (const auto& [rows, cols] : shapes) {
-    for (const auto& [spectrum, x] : test::hard_matrices(rows, cols)) {
+    for (const auto& [spectrum, x] : hard_matrices(rows, cols)) {
       for (const std::string_view table : newton_schulz_names()) {
         if (table == "torch") continue;  // differs from jordan in its divisor alone
         const NewtonSchulzSpec spec = newton_schulz_spec(table);
-        const Dense actual = test::dense(harness.newton_schulz({1, rows, cols}, spec, test::floats(x)), rows, cols);
-        EXPECT_LT(test::relative_error(actual, test::newton_schulz_of(spec, x)), tolerance_of(table))
+        const Dense actual = dense(harness.newton_schulz({1, rows, cols}, spec, floats(x)), rows, cols);
+        EXPECT_LT(relative_error(actual, newton_schulz_of(spec, x)), tolerance_of(table))
             << table << ", " << spectrum << ", " << rows << "x" << cols;
       }
     }
@@ -127,28 +125,28 @@ TEST(NewtonSchulz, every_table_agrees_with_double_precision_on_hard_matrices) {
 }
 
 TEST(NewtonSchulz, the_last_row_repeats_beyond_the_table) {
-  test::MatrixOpsHarness harness;
-  const Dense x = test::rounded(test::gaussian(20, 70, 1));
+  MatrixOpsHarness harness;
+  const Dense x = rounded(gaussian(20, 70, 1));
   for (const int steps : {1, 2, 6, 7, 9}) {
     const NewtonSchulzSpec spec = newton_schulz_spec("polar_express", steps);
-    const Dense actual = test::dense(harness.newton_schulz({1, 20, 70}, spec, test::floats(x)), 20, 70);
-    EXPECT_LT(test::relative_error(actual, test::newton_schulz_of(spec, x)), 2e-5) << steps;
+    const Dense actual = dense(harness.newton_schulz({1, 20, 70}, spec, floats(x)), 20, 70);
+    EXPECT_LT(relative_error(actual, newton_schulz_of(spec, x)), 2e-5) << steps;
   }
 }
 
 TEST(NewtonSchulz, any_size_is_fine) {
-  test::MatrixOpsHarness harness;
+  MatrixOpsHarness harness;
   const NewtonSchulzSpec spec = newton_schulz_spec("polar_express");
   const std::int64_t shapes[][2] = {{1, 1}, {1, 2}, {1, 65}, {2, 2}, {3, 9}, {15, 17}, {161, 163}, {161, 490}};
   for (const auto& [rows, cols] : shapes) {
-    const Dense x = test::rounded(test::gaussian(rows, cols, 2));
-    const Dense actual = test::dense(harness.newton_schulz({1, rows, cols}, spec, test::floats(x)), rows, cols);
-    EXPECT_LT(test::relative_error(actual, test::newton_schulz_of(spec, x)), 5e-5) << rows << "x" << cols;
+    const Dense x = rounded(gaussian(rows, cols, 2));
+    const Dense actual = dense(harness.newton_schulz({1, rows, cols}, spec, floats(x)), rows, cols);
+    EXPECT_LT(relative_error(actual, newton_schulz_of(spec, x)), 5e-5) << rows << "x" << cols;
   }
 }
 
 TEST(NewtonSchulz, zero_stays_exactly_zero) {
-  test::MatrixOpsHarness harness;
+  MatrixOpsHarness harness;
   for (const std::string_view table : newton_schulz_names()) {
     for (const std::int64_t cols : {8, 40}) {
       const std::vector<float> x(static_cast<std::size_t>(3 * 8 * cols), 0.0F);
@@ -158,52 +156,51 @@ TEST(NewtonSchulz, zero_stays_exactly_zero) {
 }
 
 TEST(NewtonSchulz, a_rank_one_matrix_keeps_its_sign) {
-  test::MatrixOpsHarness harness;
+  MatrixOpsHarness harness;
   for (const std::string_view table : newton_schulz_names()) {
     for (const std::int64_t cols : {24, 100}) {
-      const Dense x = test::rounded(test::with_spectrum(24, cols, {3.0}, 5));
-      const Dense o =
-          test::dense(harness.newton_schulz({1, 24, cols}, newton_schulz_spec(table), test::floats(x)), 24, cols);
-      const double along = test::inner(o, x) / 3.0;
+      const Dense x = rounded(with_spectrum(24, cols, {3.0}, 5));
+      const Dense o = dense(harness.newton_schulz({1, 24, cols}, newton_schulz_spec(table), floats(x)), 24, cols);
+      const double along = inner(o, x) / 3.0;
       EXPECT_GT(along, 0.65) << table;
       EXPECT_LT(along, 1.2) << table;
-      EXPECT_LT(test::relative_error(o, test::scaled(x, along / 3.0)), tolerance_of(table)) << table;
+      EXPECT_LT(relative_error(o, scaled(x, along / 3.0)), tolerance_of(table)) << table;
     }
   }
 }
 
 TEST(NewtonSchulz, the_scale_of_the_input_does_not_matter) {
-  test::MatrixOpsHarness harness;
-  const Dense x = test::rounded(test::gaussian(30, 50, 3));
+  MatrixOpsHarness harness;
+  const Dense x = rounded(gaussian(30, 50, 3));
   for (const std::string_view table : newton_schulz_names()) {
     NewtonSchulzSpec spec = newton_schulz_spec(table);
     spec.norm_eps = 0.0F;  // the one thing in a table that knows a scale
-    const Dense expected = test::newton_schulz_of(spec, x);
+    const Dense expected = newton_schulz_of(spec, x);
     for (const double factor : {1e-30, 1e-3, 1e3, 1e18, 1e36}) {  // squares of the outer ones leave fp32's range
-      const Dense scaled = test::rounded(test::scaled(x, factor));
-      const Dense actual = test::dense(harness.newton_schulz({1, 30, 50}, spec, test::floats(scaled)), 30, 50);
-      EXPECT_LT(test::relative_error(actual, expected), 2e-5) << table << " times " << factor;
+      const Dense multiple = rounded(scaled(x, factor));
+      const Dense actual = dense(harness.newton_schulz({1, 30, 50}, spec, floats(multiple)), 30, 50);
+      EXPECT_LT(relative_error(actual, expected), 2e-5) << table << " times " << factor;
     }
   }
 }
 
 TEST(NewtonSchulz, torchs_table_divides_by_the_larger_of_norm_and_eps) {
-  test::MatrixOpsHarness harness;
-  const Dense small = test::rounded(test::scaled(test::with_spectrum(10, 12, {1.0, 0.5}, 4), 1e-9));
+  MatrixOpsHarness harness;
+  const Dense small = rounded(scaled(with_spectrum(10, 12, {1.0, 0.5}, 4), 1e-9));
   for (const char* table : {"jordan", "torch"}) {
     const NewtonSchulzSpec spec = newton_schulz_spec(table);
-    const Dense actual = test::dense(harness.newton_schulz({1, 10, 12}, spec, test::floats(small)), 10, 12);
-    EXPECT_LT(test::relative_error(actual, test::newton_schulz_of(spec, small)), 1e-4) << table;
+    const Dense actual = dense(harness.newton_schulz({1, 10, 12}, spec, floats(small)), 10, 12);
+    EXPECT_LT(relative_error(actual, newton_schulz_of(spec, small)), 1e-4) << table;
   }
 }
 
 TEST(NewtonSchulz, the_matrices_of_a_group_do_not_see_each_other) {
   constexpr std::int64_t kRows = 19, kCols = 45, kCount = 7;
   for (const int threads : {1, 2, 3}) {
-    const test::Threads guard(threads);
-    test::MatrixOpsHarness harness;
+    const Threads guard(threads);
+    MatrixOpsHarness harness;
     const NewtonSchulzSpec spec = newton_schulz_spec("jordan");
-    const std::vector<float> stack = test::random_floats(kCount * kRows * kCols, 6);
+    const std::vector<float> stack = random_floats(kCount * kRows * kCols, 6);
     const std::vector<float> together = harness.newton_schulz({kCount, kRows, kCols}, spec, stack);
     for (std::int64_t first = 0; first + threads <= kCount; ++first) {  // as many as threads: one matrix a thread
       const auto begin = stack.begin() + first * kRows * kCols, end = begin + threads * kRows * kCols;
@@ -214,21 +211,21 @@ TEST(NewtonSchulz, the_matrices_of_a_group_do_not_see_each_other) {
 }
 
 TEST(NewtonSchulz, one_matrix_on_many_threads_agrees_with_double_precision) {
-  const test::Threads guard(3);
-  test::MatrixOpsHarness harness;
+  const Threads guard(3);
+  MatrixOpsHarness harness;
   for (const std::int64_t cols : {200, 700}) {
-    const Dense x = test::rounded(test::gaussian(200, cols, 8));
+    const Dense x = rounded(gaussian(200, cols, 8));
     const NewtonSchulzSpec spec = newton_schulz_spec("polar_express");
-    const Dense actual = test::dense(harness.newton_schulz({1, 200, cols}, spec, test::floats(x)), 200, cols);
-    EXPECT_LT(test::relative_error(actual, test::newton_schulz_of(spec, x)), 5e-5) << cols;
+    const Dense actual = dense(harness.newton_schulz({1, 200, cols}, spec, floats(x)), 200, cols);
+    EXPECT_LT(relative_error(actual, newton_schulz_of(spec, x)), 5e-5) << cols;
   }
 }
 
 TEST(NewtonSchulz, a_matrix_that_is_not_finite_spoils_only_itself) {
-  test::MatrixOpsHarness harness;
+  MatrixOpsHarness harness;
   const NewtonSchulzSpec spec = newton_schulz_spec("polar_express");
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
-    std::vector<float> stack = test::random_floats(4 * 10 * 40, 9);
+    std::vector<float> stack = random_floats(4 * 10 * 40, 9);
     const std::vector<float> good = harness.newton_schulz({4, 10, 40}, spec, stack);
     stack[2 * 400 + 17] = bad;
     const std::vector<float> result = harness.newton_schulz({4, 10, 40}, spec, stack);
@@ -239,4 +236,4 @@ TEST(NewtonSchulz, a_matrix_that_is_not_finite_spoils_only_itself) {
 }
 
 }  // namespace
-}  // namespace polaron
+}  // namespace polaron::test

@@ -7,11 +7,8 @@
 #include "ops/matrix_reference.h"
 #include "ops/reference.h"
 
-namespace polaron {
+namespace polaron::test {
 namespace {
-
-using test::Dense;
-using test::Matrix;
 
 struct Shape {
   std::int64_t rows, cols;
@@ -70,7 +67,7 @@ std::vector<float*> pointers(std::vector<std::vector<float>>& buffers) {
 TEST(MatrixMomentum, every_rule_agrees_with_its_formula) {
   constexpr std::int64_t kCount = 3;
   constexpr float kClip = 0.25F;
-  test::MatrixOpsHarness harness;
+  MatrixOpsHarness harness;
   for (const Shape& shape : kShapes) {
     for (const MomentumKind kind : {MomentumKind::none, MomentumKind::ema, MomentumKind::heavy}) {
       for (const bool nesterov : {false, true}) {
@@ -78,7 +75,7 @@ TEST(MatrixMomentum, every_rule_agrees_with_its_formula) {
         Group gradients(shape, kCount, 10, 3);
         const std::int64_t elements = shape.rows * shape.cols;
         std::vector<std::vector<float>> momentum;
-        for (std::uint64_t i = 0; i < kCount; ++i) momentum.push_back(test::random_floats(elements, 20 + i));
+        for (std::uint64_t i = 0; i < kCount; ++i) momentum.push_back(random_floats(elements, 20 + i));
         const std::vector<std::vector<float>> before = momentum;
         std::vector<float> stack(static_cast<std::size_t>(kCount * elements));
         const std::vector<float*> buffers =
@@ -112,7 +109,7 @@ TEST(MatrixMomentum, every_rule_agrees_with_its_formula) {
 }
 
 TEST(MatrixMomentum, without_a_clip_factor_the_gradient_enters_as_it_is) {
-  test::MatrixOpsHarness harness;
+  MatrixOpsHarness harness;
   Group gradients({4, 6}, 1, 1, 0);
   std::vector<float> stack(24);
   harness.ops().momentum_to_stack(harness.stream(), {MomentumKind::none, 0.0F, false}, {}, gradients.views, {},
@@ -122,18 +119,18 @@ TEST(MatrixMomentum, without_a_clip_factor_the_gradient_enters_as_it_is) {
 }
 
 TEST(MatrixMomentum, a_closed_gate_leaves_everything_as_it_was) {
-  test::MatrixOpsHarness harness;
+  MatrixOpsHarness harness;
   const std::int32_t closed = 0;
   const float clip = std::nanf("");
   const StepGate gate{&clip, &closed};
   for (const Shape& shape : {Shape{8, 12}, Shape{12, 8}}) {
     Group gradients(shape, 1, 1, 0), parameters(shape, 1, 2, 0, true);
     const Matrix parameter = parameters.matrices[0], copy = parameters.copies[0];
-    std::vector<std::vector<float>> momentum = {test::random_floats(96, 3)};
-    std::vector<float> stack = test::random_floats(96, 4);
+    std::vector<std::vector<float>> momentum = {random_floats(96, 3)};
+    std::vector<float> stack = random_floats(96, 4);
     const std::vector<std::vector<float>> momentum_before = momentum;
     const std::vector<float> stack_before = stack;
-    const std::vector<float> scales = {1.0F}, basis = test::random_floats(16, 5), factor = test::random_floats(24, 6);
+    const std::vector<float> scales = {1.0F}, basis = random_floats(16, 5), factor = random_floats(24, 6);
     harness.ops().momentum_to_stack(harness.stream(), {}, gate, gradients.views, pointers(momentum), stack.data());
     harness.ops().update_dense(harness.stream(), {0.1F, 0.1F}, gate, stack.data(), scales, parameters.views);
     harness.ops().update_factors(harness.stream(), {0.1F, 0.1F}, gate, 2, basis.data(), factor.data(), scales,
@@ -157,14 +154,13 @@ void expect_updated(const Group& parameters, const Group& before, const Shape& s
                            0.05 * static_cast<double>(scales[m]) * direction);
       }
     }
-    test::expect_close(parameters.matrices[m], expected, 2e-6,
-                       std::to_string(shape.rows) + "x" + std::to_string(shape.cols));
+    expect_close(parameters.matrices[m], expected, 2e-6, std::to_string(shape.rows) + "x" + std::to_string(shape.cols));
   }
 }
 
 TEST(MatrixUpdate, a_dense_direction_decays_and_steps_every_parameter_and_its_working_copy) {
   constexpr std::int64_t kCount = 3;
-  test::MatrixOpsHarness harness;
+  MatrixOpsHarness harness;
   const std::vector<float> scales = {1.0F, 0.5F, 2.0F};
   for (const Shape& shape : kShapes) {
     Group parameters(shape, kCount, 30, 5, true);
@@ -173,8 +169,8 @@ TEST(MatrixUpdate, a_dense_direction_decays_and_steps_every_parameter_and_its_wo
     std::vector<Dense> o;
     std::vector<float> stack;
     for (std::uint64_t m = 0; m < kCount; ++m) {
-      o.push_back(test::rounded(test::gaussian(rows, cols, 40 + m)));
-      const std::vector<float> values = test::floats(o.back());
+      o.push_back(rounded(gaussian(rows, cols, 40 + m)));
+      const std::vector<float> values = floats(o.back());
       stack.insert(stack.end(), values.begin(), values.end());
     }
     harness.ops().update_dense(harness.stream(), {0.05F, 0.2F}, {}, stack.data(), scales, parameters.views);
@@ -187,8 +183,8 @@ TEST(MatrixUpdate, factors_step_as_their_product_does_and_renew_the_working_copi
   constexpr std::int64_t kCount = 3;
   const std::vector<float> scales = {1.0F, 0.5F, 2.0F};
   for (const int threads : {2, 4}) {  // one matrix a thread, and one after the other
-    const test::Threads guard(threads);
-    test::MatrixOpsHarness harness;
+    const Threads guard(threads);
+    MatrixOpsHarness harness;
     std::vector<Shape> shapes(std::begin(kShapes), std::end(kShapes));
     shapes.insert(shapes.end(), {{600, 1100}, {1100, 600}});
     for (const Shape& shape : shapes) {
@@ -199,9 +195,8 @@ TEST(MatrixUpdate, factors_step_as_their_product_does_and_renew_the_working_copi
       std::vector<Dense> o;
       std::vector<float> basis, factor;
       for (std::uint64_t m = 0; m < kCount; ++m) {
-        const std::vector<float> q = test::random_floats(rows * rank, 60 + m),
-                                 z = test::random_floats(rank * cols, 70 + m);
-        o.push_back(test::product(test::dense(q, rows, rank), test::dense(z, rank, cols)));
+        const std::vector<float> q = random_floats(rows * rank, 60 + m), z = random_floats(rank * cols, 70 + m);
+        o.push_back(product(dense(q, rows, rank), dense(z, rank, cols)));
         basis.insert(basis.end(), q.begin(), q.end());
         factor.insert(factor.end(), z.begin(), z.end());
       }
@@ -214,17 +209,17 @@ TEST(MatrixUpdate, factors_step_as_their_product_does_and_renew_the_working_copi
 }
 
 TEST(MatrixUpdate, a_group_may_mix_a_shape_with_its_transpose) {
-  test::MatrixOpsHarness harness;
+  MatrixOpsHarness harness;
   const std::vector<float> scales = {1.0F, 0.5F};
   for (const Shape& shape : {Shape{37, 53}, Shape{200, 700}}) {
     const Shape flipped{shape.cols, shape.rows};
     const std::int64_t elements = shape.rows * shape.cols, rank = 3;
-    const std::vector<float> basis = test::random_floats(2 * shape.rows * rank, 80);
-    const std::vector<float> factor = test::random_floats(2 * rank * shape.cols, 81);
+    const std::vector<float> basis = random_floats(2 * shape.rows * rank, 80);
+    const std::vector<float> factor = random_floats(2 * rank * shape.cols, 81);
     // What the two matrices become in one group, and each in a group of its own.
     const auto stepped = [&](bool together) {
       Group wide(shape, 1, 82, 3), tall(flipped, 1, 83, 2, true);  // only one with a working copy
-      std::vector<std::vector<float>> momentum = {test::random_floats(elements, 84), test::random_floats(elements, 85)};
+      std::vector<std::vector<float>> momentum = {random_floats(elements, 84), random_floats(elements, 85)};
       const std::vector<float*> buffers = pointers(momentum);
       std::vector<float> stack(static_cast<std::size_t>(2 * elements));
       const std::vector<MatrixView> views = {tall.views[0], wide.views[0]};
@@ -246,12 +241,12 @@ TEST(MatrixUpdate, a_group_may_mix_a_shape_with_its_transpose) {
       all.insert(all.end(), stack.begin(), stack.end());
       return all;
     };
-    test::expect_close(stepped(true), stepped(false), 1e-6, "mixed", shape.cols);
+    expect_close(stepped(true), stepped(false), 1e-6, "mixed", shape.cols);
   }
 }
 
 TEST(MatrixUpdate, matrices_of_different_shapes_in_one_group_are_refused) {
-  test::MatrixOpsHarness harness;
+  MatrixOpsHarness harness;
   Group group({4, 6}, 1, 1, 0), other({4, 7}, 1, 2, 0);
   const std::vector<MatrixView> mixed = {group.views[0], other.views[0]};
   std::vector<float> stack(64);
@@ -264,8 +259,8 @@ TEST(MatrixUpdate, matrices_of_different_shapes_in_one_group_are_refused) {
 }
 
 TEST(MatrixGroups, a_group_keeps_every_thread_busy_without_unbounded_memory) {
-  const test::Threads guard(4);
-  test::MatrixOpsHarness harness;
+  const Threads guard(4);
+  MatrixOpsHarness harness;
   EXPECT_EQ(harness.ops().preferred_group(768, 768), 4);
   EXPECT_EQ(harness.ops().preferred_group(64, 64) % 4, 0);
   EXPECT_GT(harness.ops().preferred_group(64, 64), 4);
@@ -273,4 +268,4 @@ TEST(MatrixGroups, a_group_keeps_every_thread_busy_without_unbounded_memory) {
 }
 
 }  // namespace
-}  // namespace polaron
+}  // namespace polaron::test
