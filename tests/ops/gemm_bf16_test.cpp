@@ -8,6 +8,7 @@
 
 #include "cpu/gemm.h"
 #include "ops/bf16_matrix.h"
+#include "ops/gemm_product.h"
 #include "ops/gemm_recorder.h"
 #include "ops/gemm_units.h"
 
@@ -20,19 +21,6 @@ using cpu::Gemm;
 using cpu::GemmBlock;
 using cpu::GemmEngine;
 
-struct Sizes {
-  std::int64_t m, n, k;
-};
-
-Bf16Matrix integers(std::int64_t rows, std::int64_t cols, std::uint64_t seed, std::int64_t padding) {
-  Bf16Matrix matrix(rows, cols, padding);
-  const std::vector<std::int32_t> values = random_integers(rows * cols, 7, seed);
-  for (std::int64_t i = 0; i < rows * cols; ++i) {
-    matrix.at(i / cols, i % cols) = to_bf16(static_cast<float>(values[i] - 3));
-  }
-  return matrix;
-}
-
 // Two operands, their product in double precision, and the sums of its terms' sizes.
 struct Product {
   Product(const Sizes& s, bool a_transposed, bool b_transposed, bool of_integers = true)
@@ -40,15 +28,7 @@ struct Product {
         b(operand(b_transposed ? s.n : s.k, b_transposed ? s.k : s.n, 2, 1, of_integers)),
         expected(s.m * s.n, 0.0),
         sizes(s.m * s.n, 0.0) {
-    args.m = s.m;
-    args.n = s.n;
-    args.k = s.k;
-    args.a = a.tensor().bf16();
-    args.lda = a.tensor().stride;
-    args.a_transposed = a_transposed;
-    args.b = b.tensor().bf16();
-    args.ldb = b.tensor().stride;
-    args.b_transposed = b_transposed;
+    set_operands(args, s, a, a_transposed, b, b_transposed);
     const Doubles left = a.values(), right = b.values();
     for (std::int64_t i = 0; i < s.m; ++i) {
       for (std::int64_t p = 0; p < s.k; ++p) {
@@ -63,7 +43,8 @@ struct Product {
   }
   static Bf16Matrix operand(std::int64_t rows, std::int64_t cols, std::uint64_t seed, std::int64_t padding,
                             bool of_integers) {
-    return of_integers ? integers(rows, cols, seed, padding) : Bf16Matrix::random(rows, cols, seed, 1.0, 0.1, padding);
+    return of_integers ? integers<Bf16Matrix>(rows, cols, seed, padding)
+                       : Bf16Matrix::random(rows, cols, seed, 1.0, 0.1, padding);
   }
   void store(Matrix& c) {
     args.c = c.tensor().f32();
@@ -116,8 +97,7 @@ TEST_P(Bf16Gemm, every_cut_gives_the_exact_product) {
           Product product(s, a_transposed, b_transposed);
           for (const int threads : {1, 2, 5}) {
             const Threads fixed(threads);
-            const std::string what = std::to_string(s.m) + " x " + std::to_string(s.n) + " x " + std::to_string(s.k) +
-                                     ", " + std::to_string(threads) + " threads";
+            const std::string what = describe(s, threads);
             product.args.accumulate = threads != 2;
             const double added = product.args.accumulate ? 5.0 : 0.0;
             Matrix c = Matrix::filled(s.m, s.n, 5.0F, 2);
@@ -208,22 +188,7 @@ TEST_P(Bf16Gemm, sums_of_a_transposed_operand_come_along) {
   for (const CacheSizes& caches : kCaches) {
     Gemm gemm(GemmEngine::tiles, unit(), caches);
     for (const Sizes& s : {Sizes{1, 1, 1}, Sizes{17, 5, 300}, Sizes{70, 350, 130}}) {
-      Product product(s, true, false);
-      for (const int threads : {1, 3}) {
-        const Threads fixed(threads);
-        for (const bool accumulate : {false, true}) {
-          Matrix c(s.m, s.n), sums = Matrix::filled(1, s.m, 2.0F);
-          product.store(c);
-          product.args.accumulate = accumulate;
-          product.args.a_sums = sums.tensor().f32();
-          gemm(product.args);
-          for (std::int64_t i = 0; i < s.m; ++i) {
-            double expected = accumulate ? 2.0 : 0.0;
-            for (std::int64_t p = 0; p < s.k; ++p) expected += std::as_const(product.a).at(p, i);
-            ASSERT_EQ(static_cast<double>(sums.at(0, i)), expected) << i;
-          }
-        }
-      }
+      expect_sums_come_along<Product>(gemm, s);
     }
   }
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/blas.h"
+#include "ops/gemm_product.h"
 #include "ops/gemm_recorder.h"
 #include "ops/reference.h"
 
@@ -21,32 +22,13 @@ using cpu::GemmArgs;
 using cpu::GemmBlock;
 using cpu::GemmEngine;
 
-Matrix integers(std::int64_t rows, std::int64_t cols, std::uint64_t seed, std::int64_t padding = 0) {
-  Matrix matrix(rows, cols, padding);
-  const std::vector<std::int32_t> values = random_integers(rows * cols, 7, seed);
-  for (std::int64_t i = 0; i < rows * cols; ++i) matrix.at(i / cols, i % cols) = static_cast<float>(values[i] - 3);
-  return matrix;
-}
-
-struct Sizes {
-  std::int64_t m, n, k;
-};
-
 // Two operands and what OpenBLAS makes of them.
 struct Product {
   Product(const Sizes& s, bool a_transposed, bool b_transposed)
-      : a(integers(a_transposed ? s.k : s.m, a_transposed ? s.m : s.k, 1, 3)),
-        b(integers(b_transposed ? s.n : s.k, b_transposed ? s.k : s.n, 2, 1)),
+      : a(integers<Matrix>(a_transposed ? s.k : s.m, a_transposed ? s.m : s.k, 1, 3)),
+        b(integers<Matrix>(b_transposed ? s.n : s.k, b_transposed ? s.k : s.n, 2, 1)),
         expected(s.m, s.n) {
-    args.m = s.m;
-    args.n = s.n;
-    args.k = s.k;
-    args.a = a.tensor().f32();
-    args.lda = a.tensor().stride;
-    args.a_transposed = a_transposed;
-    args.b = b.tensor().f32();
-    args.ldb = b.tensor().stride;
-    args.b_transposed = b_transposed;
+    set_operands(args, s, a, a_transposed, b, b_transposed);
     cpu::sgemm(a_transposed, b_transposed, s.m, s.n, s.k, args.a, args.lda, args.b, args.ldb, 0.0F,
                expected.tensor().f32(), s.n);
   }
@@ -85,9 +67,7 @@ TEST_P(GemmEngines, every_cut_gives_the_exact_product) {
           product.store(c);
           product.args.accumulate = threads != 2;
           gemm_(product.args);
-          expect_equal(c, product.expected, product.args.accumulate ? 5.0 : 0.0,
-                       std::to_string(s.m) + " x " + std::to_string(s.n) + " x " + std::to_string(s.k) + ", " +
-                           std::to_string(threads) + " threads");
+          expect_equal(c, product.expected, product.args.accumulate ? 5.0 : 0.0, describe(s, threads));
         }
       }
     }
@@ -96,22 +76,7 @@ TEST_P(GemmEngines, every_cut_gives_the_exact_product) {
 
 TEST_P(GemmEngines, sums_of_a_transposed_operand_come_along) {
   for (const Sizes& s : {Sizes{1, 1, 1}, Sizes{17, 5, 900}, Sizes{130, 1100, 500}}) {
-    Product product(s, true, false);
-    for (const int threads : {1, 3}) {
-      const Threads fixed(threads);
-      for (const bool accumulate : {false, true}) {
-        Matrix c(s.m, s.n), sums = Matrix::filled(1, s.m, 2.0F);
-        product.store(c);
-        product.args.accumulate = accumulate;
-        product.args.a_sums = sums.tensor().f32();
-        gemm_(product.args);
-        for (std::int64_t i = 0; i < s.m; ++i) {
-          float expected = accumulate ? 2.0F : 0.0F;
-          for (std::int64_t p = 0; p < s.k; ++p) expected += product.a.at(p, i);
-          ASSERT_EQ(sums.at(0, i), expected) << i;
-        }
-      }
-    }
+    expect_sums_come_along<Product>(gemm_, s);
   }
 }
 
