@@ -11,6 +11,7 @@
 #include "ops/gemm_product.h"
 #include "ops/gemm_recorder.h"
 #include "ops/gemm_units.h"
+#include "ops/same_bits.h"
 
 namespace polaron::test {
 namespace {
@@ -167,20 +168,14 @@ TEST_P(Bf16Gemm, the_bits_do_not_depend_on_the_number_of_threads) {
     const Sizes s{150, 70, 400};
     Product product(s, a_transposed, !a_transposed, false);
     Gemm gemm(GemmEngine::tiles, unit());
-    const auto run = [&](int threads) {
-      const Threads fixed(threads);
+    const auto run = [&] {
       Matrix c(s.m, s.n), sums(1, s.m);
       product.store(c);
       product.args.a_sums = a_transposed ? sums.tensor().f32() : nullptr;
       gemm(product.args);
-      return std::pair(c, sums);
+      return std::tuple(c, sums);
     };
-    const auto one = run(1);
-    for (const int threads : {2, 5}) {
-      const auto many = run(threads);
-      EXPECT_TRUE(one.first.same_bits(many.first)) << threads;
-      EXPECT_TRUE(one.second.same_bits(many.second)) << threads;
-    }
+    expect_same_bits_on_threads({2, 5}, run);
   }
 }
 

@@ -8,19 +8,14 @@
 #include "ops/activation_reference.h"
 #include "ops/bf16_matrix.h"
 #include "ops/gemm_units.h"
+#include "ops/linear_sizes.h"
+#include "ops/same_bits.h"
 
 namespace polaron::test {
 namespace {
 
-struct Sizes {
-  std::int64_t rows, in, out;
-};
-const Sizes kSizes[] = {{1, 1, 1}, {1, 33, 3}, {3, 5, 1}, {7, 301, 5}, {33, 5, 171}, {64, 64, 64}, {65, 33, 130}};
+const LayerSizes kSizes[] = {{1, 1, 1}, {1, 33, 3}, {3, 5, 1}, {7, 301, 5}, {33, 5, 171}, {64, 64, 64}, {65, 33, 130}};
 const Activation kActivations[] = {Activation::gelu_tanh, Activation::gelu_erf, Activation::relu2, Activation::swiglu};
-
-std::string describe(const Sizes& s) {
-  return std::to_string(s.rows) + " rows, " + std::to_string(s.in) + " -> " + std::to_string(s.out);
-}
 
 // A product and what fp32 sums of it may be off by.
 struct Expected {
@@ -66,7 +61,7 @@ class Bf16Linear : public OnUnits {
 };
 
 TEST_P(Bf16Linear, forward_is_x_times_transposed_weight_plus_bias_rounded_once) {
-  for (const Sizes& s : kSizes) {
+  for (const LayerSizes& s : kSizes) {
     Bf16Matrix x = Bf16Matrix::random(s.rows, s.in, 1, 1.0, 0.0, 3),
                weight = Bf16Matrix::random(s.out, s.in, 2, 1.0, 0.0, 2);
     Matrix bias = Matrix::random(1, s.out, 3);
@@ -87,7 +82,7 @@ TEST_P(Bf16Linear, forward_is_x_times_transposed_weight_plus_bias_rounded_once) 
 TEST_P(Bf16Linear, forward_activates_the_rounded_pre_activation_and_activate_finds_the_same_bits) {
   for (const Activation activation : kActivations) {
     const bool gated = activation == Activation::swiglu;
-    for (const Sizes& s : kSizes) {
+    for (const LayerSizes& s : kSizes) {
       const std::int64_t out_cols = gated ? 2 * s.out : s.out;
       Bf16Matrix x = Bf16Matrix::random(s.rows, s.in, 4, 1.0 / std::sqrt(static_cast<double>(s.in)), 0.0, 1);
       Bf16Matrix weight = Bf16Matrix::random(out_cols, s.in, 5, 1.0, 0.0, 4);
@@ -116,7 +111,7 @@ TEST_P(Bf16Linear, forward_activates_the_rounded_pre_activation_and_activate_fin
 }
 
 TEST_P(Bf16Linear, backward_input_is_d_out_times_weight_overwritten_or_added) {
-  for (const Sizes& s : kSizes) {
+  for (const LayerSizes& s : kSizes) {
     Bf16Matrix d_out = Bf16Matrix::random(s.rows, s.out, 7, 1.0, 0.0, 1);
     Bf16Matrix weight = Bf16Matrix::random(s.out, s.in, 8, 1.0, 0.0, 2);
     const Bf16Matrix before = Bf16Matrix::random(s.rows, s.in, 9, 1.0, 0.0, 3);
@@ -136,7 +131,7 @@ TEST_P(Bf16Linear, backward_input_activation_multiplies_by_the_derivative_before
   for (const Activation activation :
        {Activation::none, Activation::gelu_tanh, Activation::gelu_erf, Activation::relu2, Activation::swiglu}) {
     const bool gated = activation == Activation::swiglu;
-    for (const Sizes& s : kSizes) {
+    for (const LayerSizes& s : kSizes) {
       const std::int64_t pre_cols = gated ? 2 * s.in : s.in;
       Bf16Matrix d_out = Bf16Matrix::random(s.rows, s.out, 10, 1.0, 0.0, 1),
                  weight = Bf16Matrix::random(s.out, s.in, 11);
@@ -169,7 +164,7 @@ TEST_P(Bf16Linear, backward_input_activation_multiplies_by_the_derivative_before
 }
 
 TEST_P(Bf16Linear, backward_weight_sums_over_rows_in_fp32_overwritten_or_added) {
-  for (const Sizes& s : kSizes) {
+  for (const LayerSizes& s : kSizes) {
     Bf16Matrix d_out = Bf16Matrix::random(s.rows, s.out, 13, 1.0, 0.5, 2),
                x = Bf16Matrix::random(s.rows, s.in, 14, 1.0, 0.0, 1);
     const Matrix weight_before = Matrix::random(s.out, s.in, 15, 1.0, 0.0, 3),
@@ -198,8 +193,7 @@ TEST_P(Bf16Linear, the_bits_do_not_depend_on_the_number_of_threads) {
              d_out = Bf16Matrix::random(rows, out, 26);
   Bf16Matrix pre = Bf16Matrix::random(rows, in, 27);
   Matrix bias = Matrix::random(1, out, 25);
-  const auto run = [&](int threads) {
-    const Threads fixed(threads);
+  const auto run = [&] {
     Bf16Matrix result(rows, out), activated(rows, out / 2), d_pre(rows, in);
     Matrix weight_grad(out, in), bias_grad(1, out);
     ops_->forward(stream_, x.tensor(), weight.tensor(), bias.tensor(), Activation::swiglu, result.tensor(),
@@ -209,15 +203,7 @@ TEST_P(Bf16Linear, the_bits_do_not_depend_on_the_number_of_threads) {
     ops_->backward_weight(stream_, d_out.tensor(), x.tensor(), weight_grad.tensor(), bias_grad.tensor(), false);
     return std::tuple(result, activated, d_pre, weight_grad, bias_grad);
   };
-  const auto one = run(1);
-  for (const int threads : {2, 5}) {
-    const auto many = run(threads);
-    EXPECT_TRUE(std::get<0>(one).same_bits(std::get<0>(many))) << threads;
-    EXPECT_TRUE(std::get<1>(one).same_bits(std::get<1>(many))) << threads;
-    EXPECT_TRUE(std::get<2>(one).same_bits(std::get<2>(many))) << threads;
-    EXPECT_TRUE(std::get<3>(one).same_bits(std::get<3>(many))) << threads;
-    EXPECT_TRUE(std::get<4>(one).same_bits(std::get<4>(many))) << threads;
-  }
+  expect_same_bits_on_threads({2, 5}, run);
 }
 
 INSTANTIATE_TEST_SUITE_P(Units, Bf16Linear, kAllUnits, name_of_unit);

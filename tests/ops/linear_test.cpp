@@ -13,7 +13,9 @@
 
 #include "cpu/families.h"
 #include "ops/activation_reference.h"
+#include "ops/linear_sizes.h"
 #include "ops/reference.h"
+#include "ops/same_bits.h"
 
 namespace polaron::test {
 namespace {
@@ -22,15 +24,9 @@ using cpu::GemmEngine;
 
 constexpr double kForward = 5e-6, kBackward = 1e-5;
 
-struct Sizes {
-  std::int64_t rows, in, out;
-};
-std::string describe(const Sizes& s) {
-  return std::to_string(s.rows) + " rows, " + std::to_string(s.in) + " -> " + std::to_string(s.out);
-}
 // Around the tile's 14 x 32 (gemm_test has the larger ones).
-const Sizes kSizes[] = {{1, 1, 1},    {1, 33, 3},   {3, 5, 1},    {5, 3, 33},   {7, 771, 5},
-                        {33, 5, 771}, {64, 64, 64}, {28, 32, 64}, {129, 33, 65}};
+const LayerSizes kSizes[] = {{1, 1, 1},    {1, 33, 3},   {3, 5, 1},    {5, 3, 33},   {7, 771, 5},
+                             {33, 5, 771}, {64, 64, 64}, {28, 32, 64}, {129, 33, 65}};
 
 // [rows, cols] = a b^T for a [rows, k], b [cols, k].
 Doubles product_nt(const Matrix& a, const Matrix& b) {
@@ -65,7 +61,7 @@ class LinearEngines : public testing::TestWithParam<GemmEngine> {
 };
 
 TEST_P(LinearEngines, forward_is_x_times_transposed_weight_plus_bias) {
-  for (const Sizes& s : kSizes) {
+  for (const LayerSizes& s : kSizes) {
     Matrix x = Matrix::random(s.rows, s.in, 1, 1.0, 0.0, 3), weight = Matrix::random(s.out, s.in, 2, 1.0, 0.0, 2);
     Matrix bias = Matrix::random(1, s.out, 3);
     for (const bool biased : {false, true}) {
@@ -85,7 +81,7 @@ TEST_P(LinearEngines, forward_applies_every_activation_and_keeps_the_pre_activat
   for (const Activation activation :
        {Activation::gelu_tanh, Activation::gelu_erf, Activation::relu2, Activation::swiglu}) {
     const bool gated = activation == Activation::swiglu;
-    for (const Sizes& s : kSizes) {
+    for (const LayerSizes& s : kSizes) {
       const std::int64_t out_cols = gated ? 2 * s.out : s.out;
       // Small enough values that the pre-activations are of order 1.
       Matrix x = Matrix::random(s.rows, s.in, 4, 1.0 / std::sqrt(static_cast<double>(s.in)), 0.0, 1);
@@ -111,7 +107,7 @@ TEST_P(LinearEngines, forward_applies_every_activation_and_keeps_the_pre_activat
 }
 
 TEST_P(LinearEngines, backward_input_is_d_out_times_weight_overwritten_or_added) {
-  for (const Sizes& s : kSizes) {
+  for (const LayerSizes& s : kSizes) {
     Matrix d_out = Matrix::random(s.rows, s.out, 7, 1.0, 0.0, 1), weight = Matrix::random(s.out, s.in, 8, 1.0, 0.0, 2);
     const Matrix before = Matrix::random(s.rows, s.in, 9, 1.0, 0.0, 3);
     for (const bool accumulate : {false, true}) {
@@ -131,9 +127,9 @@ TEST_P(LinearEngines, backward_input_activation_multiplies_by_the_derivative_als
   for (const Activation activation :
        {Activation::none, Activation::gelu_tanh, Activation::gelu_erf, Activation::relu2, Activation::swiglu}) {
     const bool gated = activation == Activation::swiglu;
-    std::vector<Sizes> sizes(std::begin(kSizes), std::end(kSizes));
+    std::vector<LayerSizes> sizes(std::begin(kSizes), std::end(kSizes));
     sizes.push_back({40, 17, 2100});  // deep enough for several passes
-    for (const Sizes& s : sizes) {
+    for (const LayerSizes& s : sizes) {
       const std::int64_t pre_cols = gated ? 2 * s.in : s.in;
       Matrix d_out = Matrix::random(s.rows, s.out, 10, 1.0, 0.0, 1), weight = Matrix::random(s.out, s.in, 11);
       Matrix pre = Matrix::random(s.rows, pre_cols, 12, 1.0, 0.0, 5);
@@ -160,7 +156,7 @@ TEST_P(LinearEngines, backward_input_activation_multiplies_by_the_derivative_als
 }
 
 TEST_P(LinearEngines, backward_weight_sums_over_rows_overwritten_or_added) {
-  for (const Sizes& s : kSizes) {
+  for (const LayerSizes& s : kSizes) {
     Matrix d_out = Matrix::random(s.rows, s.out, 13, 1.0, 0.5, 2), x = Matrix::random(s.rows, s.in, 14, 1.0, 0.0, 1);
     const Matrix weight_before = Matrix::random(s.out, s.in, 15, 1.0, 0.0, 3),
                  bias_before = Matrix::random(1, s.out, 16);
@@ -237,8 +233,7 @@ TEST(Linear, tiles_give_the_same_bits_for_any_number_of_threads) {
   const std::int64_t rows = 150, in = 2100, out = 86;
   Matrix x = Matrix::random(rows, in, 23), weight = Matrix::random(out, in, 24), bias = Matrix::random(1, out, 25);
   Matrix d_out = Matrix::random(rows, out, 26), pre = Matrix::random(rows, in, 27);
-  const auto run = [&](int threads) {
-    const Threads fixed(threads);
+  const auto run = [&] {
     Matrix result(rows, out), activated(rows, out), d_pre(rows, in), weight_grad(out, in), bias_grad(1, out);
     ops->forward(stream, x.tensor(), weight.tensor(), bias.tensor(), Activation::gelu_erf, result.tensor(),
                  activated.tensor());
@@ -247,15 +242,7 @@ TEST(Linear, tiles_give_the_same_bits_for_any_number_of_threads) {
     ops->backward_weight(stream, d_out.tensor(), x.tensor(), weight_grad.tensor(), bias_grad.tensor(), false);
     return std::tuple(result, activated, d_pre, weight_grad, bias_grad);
   };
-  const auto one = run(1);
-  for (const int threads : {2, 3, 5, 16}) {
-    const auto many = run(threads);
-    EXPECT_TRUE(std::get<0>(one).same_bits(std::get<0>(many))) << threads;
-    EXPECT_TRUE(std::get<1>(one).same_bits(std::get<1>(many))) << threads;
-    EXPECT_TRUE(std::get<2>(one).same_bits(std::get<2>(many))) << threads;
-    EXPECT_TRUE(std::get<3>(one).same_bits(std::get<3>(many))) << threads;
-    EXPECT_TRUE(std::get<4>(one).same_bits(std::get<4>(many))) << threads;
-  }
+  expect_same_bits_on_threads({2, 3, 5, 16}, run);
 }
 
 }  // namespace
