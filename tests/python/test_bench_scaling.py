@@ -4,6 +4,7 @@ matplotlib is missing.
 python3 -m unittest discover -s tests/python
 """
 
+import argparse
 import contextlib
 import importlib.util
 import io
@@ -15,11 +16,9 @@ import unittest
 import warnings
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_scaling.py"
-specification = importlib.util.spec_from_file_location("bench_scaling", SCRIPT)
-bench_scaling = importlib.util.module_from_spec(specification)
-sys.modules["bench_scaling"] = bench_scaling  # dataclasses look their module up
-specification.loader.exec_module(bench_scaling)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+from bench_scaling import base, cli  # noqa: E402
 
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 
@@ -83,8 +82,8 @@ class InFolder(unittest.TestCase):
         try:
             with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors), warnings.catch_warnings():
                 warnings.filterwarnings("error", ".*(glyph|legend|tight|layout|label)")  # what matplotlib cannot draw
-                status = bench_scaling.main(["./polaron", "a.json", "--mpirun", "./mpirun", "--steps", "4", "--skip",
-                                             "2", *arguments])
+                status = cli.main(["./polaron", "a.json", "--mpirun", "./mpirun", "--steps", "4", "--skip", "2",
+                                   *arguments])
         finally:
             os.chdir(before)
             for name in variables:
@@ -151,14 +150,14 @@ class Measuring(InFolder):
 
 class Words(unittest.TestCase):
     def test_numbers_of_processes_are_sorted_and_positive(self):
-        self.assertEqual(bench_scaling.numbers("4,1,2,2"), [1, 2, 4])
-        self.assertEqual(bench_scaling.numbers(""), [])
+        self.assertEqual(cli.numbers("4,1,2,2"), [1, 2, 4])
+        self.assertEqual(cli.numbers(""), [])
         for text in ("0,1", "-2", "two", "1.5"):
-            with self.assertRaises(bench_scaling.argparse.ArgumentTypeError):
-                bench_scaling.numbers(text)
+            with self.assertRaises(argparse.ArgumentTypeError):
+                cli.numbers(text)
 
     def test_bytes_are_short(self):
-        self.assertEqual([bench_scaling.format_bytes(count) for count in (0, 999, 1000, 17.1e6, 2.5e9)],
+        self.assertEqual([base.format_bytes(count) for count in (0, 999, 1000, 17.1e6, 2.5e9)],
                          ["0 B", "999 B", "1 kB", "17.1 MB", "2.5 GB"])
 
 

@@ -1,0 +1,1 @@
+"""The parts of scripts/bench_scaling.py; see cli.py for what it does."""
