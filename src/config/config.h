@@ -154,6 +154,8 @@ struct QuirksConfig {
   bool operator==(const QuirksConfig&) const = default;
 };
 
+inline constexpr std::int64_t kSpectraEvery = 250;  // where the group is given
+
 struct SpectraConfig {
   std::int64_t every = 0;  // steps; 0: never
   std::string matrices;    // glob of names; empty: those of the middle block

@@ -212,7 +212,11 @@ void describe(V& v, QuirksConfig& c) {
 
 template <class V>
 void describe(V& v, SpectraConfig& c) {
-  v.field("every", c.every, {.help = "steps between two looks; 0: never", .min = 0, .max = largest_count});
+  v.field("every", c.every,
+          {.help = "steps between two looks; 0: never",
+           .min = 0,
+           .max = largest_count,
+           .default_text = "`250` where `spectra` is given, else `0`"});
   v.field("matrices", c.matrices,
           {.help = "glob of the matrices' names, such as `*.attention.qkv.weight.v` or `blocks.0.*`; empty: those of "
                    "the middle block",

@@ -134,6 +134,7 @@ class Reader {
   void prepare(ScheduleConfig& schedule) {
     if (type_.empty()) type_ = name_of(schedule.kind);
   }
+  void prepare(SpectraConfig& spectra) { spectra.every = kSpectraEvery; }  // who gives the group wants it
 
   [[noreturn]] void refuse_idle(std::string_view name, const Info& info) const {
     std::string text = fmt::format("{} is for {}", name, info.applies_to);

@@ -38,6 +38,15 @@ TEST(Reading, a_micro_batch_may_be_left_to_the_memory) {
   EXPECT_EQ(parse(minimal, {"training.micro_batch=auto"}), c);
 }
 
+TEST(Reading, spectra_are_measured_where_they_are_asked_for_and_then_at_a_cadence_of_their_own) {
+  EXPECT_EQ(parse(minimal).diagnostics.spectra.every, 0);
+  EXPECT_EQ(parse(with(R"({"diagnostics": {"spectra": {}}})")).diagnostics.spectra.every, kSpectraEvery);
+  EXPECT_EQ(parse(minimal, {"diagnostics.spectra.ranks=[4]"}).diagnostics.spectra.every, kSpectraEvery);
+  EXPECT_EQ(parse(with(R"({"diagnostics": {"spectra": {"every": 7}}})")).diagnostics.spectra.every, 7);
+  const Config without = parse(minimal);
+  EXPECT_EQ(parse(to_json(without)), without);
+}
+
 TEST(Reading, the_llama_preset_decides_the_architecture) {
   const TransformerConfig m = parse(with(R"({"model": {"preset": "llama"}})")).model;
   EXPECT_EQ(m.preset, ModelPreset::llama);
