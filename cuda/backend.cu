@@ -36,9 +36,10 @@ class CudaBackend final : public Backend {
   MatrixOps& matrix() override { return *matrix_; }
 
   std::int64_t scratch_bytes(const Workload& workload) override {
-    return Gemm::kKeptBytes + embedding_scratch_bytes(workload) + norm_scratch_bytes(workload) +
-           linear_scratch_bytes(workload) + mix_scratch_bytes(workload) + attention_scratch_bytes(workload) +
-           loss_scratch_bytes(workload) + elementwise_scratch_bytes(workload) + matrix_scratch_bytes(workload);
+    return static_cast<std::int64_t>(Gemm::kWorkspaceBytes) + embedding_scratch_bytes(workload) +
+           norm_scratch_bytes(workload) + linear_scratch_bytes(workload) + mix_scratch_bytes(workload) +
+           attention_scratch_bytes(workload) + loss_scratch_bytes(workload) + elementwise_scratch_bytes(workload) +
+           matrix_scratch_bytes(workload);
   }
 
   std::vector<std::byte> tuned() override { return gemm_.plans(); }

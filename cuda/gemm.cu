@@ -31,9 +31,11 @@ class TimedEvent {
   cudaEvent_t handle_ = nullptr;
 };
 
-// What plans() writes: a header, then the choices.
+// What plans() writes: a header, then the choices. The format changes with Choice, and with what the numbers of a
+// GemmKind mean.
 struct Header {
-  std::array<char, 8> magic{'p', 'l', 'n', 'g', 'e', 'm', 'm', '1'};
+  std::array<char, 7> magic{'p', 'l', 'n', 'g', 'e', 'm', 'm'};
+  char format = '2';
   std::uint64_t library_version = 0;
   std::array<char, 64> device{};
   std::uint64_t count = 0;
@@ -98,11 +100,11 @@ class Gemm::Implementation {
   bool set_plans(std::span<const std::byte> bytes) {
     Header header;
     if (bytes.size() >= sizeof(Header)) std::memcpy(&header, bytes.data(), sizeof(Header));
-    if (bytes.size() < sizeof(Header) || header.magic != header_.magic ||
-        bytes.size() - sizeof(Header) != header.count * sizeof(Choice)) {
+    const bool of_gemm = bytes.size() >= sizeof(Header) && header.magic == header_.magic;
+    if (of_gemm && header.format != header_.format) return false;
+    if (!of_gemm || bytes.size() - sizeof(Header) != header.count * sizeof(Choice)) {
       throw Error(Exit::data, "The stored choices of GEMM algorithms (" + std::to_string(bytes.size()) +
-                                  " bytes) are damaged or of another version of polaron. Remove them: the choices are "
-                                  "made again.");
+                                  " bytes) are damaged. Remove them: the choices are made again.");
     }
     if (header.library_version != header_.library_version || header.device != header_.device) return false;
     for (std::size_t at = sizeof(Header); at < bytes.size(); at += sizeof(Choice)) {
@@ -174,30 +176,14 @@ class Gemm::Implementation {
 
   cublasStatus_t queue(Stream& stream, const GemmCall& call, const GemmDescription& description,
                        const GemmAlgorithm& algorithm, void* result) {
-    const float *alpha = &call.alpha, *beta = &call.beta;
-    if (has_device_scalars(call)) {
-      alpha = call.device_alpha != nullptr ? call.device_alpha : constant(stream, call.alpha);
-      beta = call.device_beta != nullptr ? call.device_beta : constant(stream, call.beta);
-    }
     return library_.queue(description, call, algorithm,
-                          {alpha, beta, result, workspace_.data(), kWorkspaceBytes, handle_of(stream)});
-  }
-
-  // 0 or 1 in device memory.
-  const float* constant(Stream& stream, float value) {
-    if (constants_.data() == nullptr) {
-      constants_ = DeviceBuffer(device_, 2 * sizeof(float));
-      const std::array<float, 2> values{0.0F, 1.0F};
-      device_.upload(stream, constants_.data(), values.data(), sizeof(values));
-      stream.synchronize();
-    }
-    return constants_.as<float>() + (value == 0.0F ? 0 : 1);
+                          {result, workspace_.data(), kWorkspaceBytes, handle_of(stream)});
   }
 
   Device& device_;
   GemmLibrary library_;
   Header header_;
-  DeviceBuffer workspace_, constants_;
+  DeviceBuffer workspace_;
   bool timing_ = true;
   std::map<GemmKind, Plan> plans_;
   std::map<GemmKind, GemmAlgorithm> choices_;

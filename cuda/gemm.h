@@ -55,26 +55,18 @@ struct GemmCall {
   const void* addend = nullptr;  // what beta multiplies instead of c: laid out as c is, apart from it; may be a or b
 
   float alpha = 1.0F, beta = 0.0F;
-  // Instead of alpha and beta: one number each, read by the device when the product runs, for gated updates. Where only
-  // one is given, the other must be 0 or 1. alpha 0 still multiplies: what is not finite in a or b spoils c.
-  const float* device_alpha = nullptr;
-  const float* device_beta = nullptr;
-
   GemmEpilogue epilogue = GemmEpilogue::none;
   const void* bias = nullptr;
   void* aux = nullptr;
   std::int64_t aux_stride = 0;
-
-  bool tf32 = false;  // operands of f32 may be rounded to tf32; changes nothing for bf16
 };
 
 // Serves one stream at a time (there is one workspace). Copying descriptors and choosing algorithms happens at the
 // first call of a kind; later calls only queue the product.
 class Gemm {
  public:
-  static constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20U;  // allocated by the first call
-  // All that calls keep on the device: the workspace, and 0 and 1 for calls with one number there.
-  static constexpr std::int64_t kKeptBytes = static_cast<std::int64_t>(kWorkspaceBytes + 2 * sizeof(float));
+  // All that calls keep on the device; allocated by the first one.
+  static constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20U;
 
   // Throws Error(Exit::device) where cuBLASLt cannot be opened.
   explicit Gemm(Device& device);
@@ -98,7 +90,8 @@ class Gemm {
   // the library.
   std::vector<std::byte> plans() const;
   // Takes the choices over; calls of other kinds are planned as before. Returns false, and changes nothing, where they
-  // come from another library version or device. Throws Error(Exit::data) for bytes that plans() did not write.
+  // come from another device, another version of the library, or a polaron that stores them in another format. Throws
+  // Error(Exit::data) for bytes that plans() did not write.
   bool set_plans(std::span<const std::byte> plans);
 
   std::size_t kinds() const;  // how many kinds of calls have a plan

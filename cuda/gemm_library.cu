@@ -35,8 +35,6 @@ enum Field : std::uint8_t {
   kBTransposed,
   kEpilogue,
   kReadsC,
-  kDeviceScalars,
-  kTf32,
   kFields
 };
 static_assert(kFields == kGemmKindFields);
@@ -45,8 +43,6 @@ bool has_bias(GemmEpilogue epilogue) {
   return epilogue == GemmEpilogue::bias || epilogue == GemmEpilogue::gelu_aux_bias;
 }
 bool has_aux(GemmEpilogue epilogue) { return epilogue != GemmEpilogue::none && epilogue != GemmEpilogue::bias; }
-
-bool rounds_to_tf32(const GemmCall& call) { return call.tf32 && call.a.dtype == DType::f32; }
 
 std::int64_t alignment(const void* data) {
   const auto address = reinterpret_cast<std::uintptr_t>(data);
@@ -102,8 +98,7 @@ struct Matrix {
 
 }  // namespace
 
-bool has_device_scalars(const GemmCall& call) { return call.device_alpha != nullptr || call.device_beta != nullptr; }
-bool reads_c(const GemmCall& call) { return call.device_beta != nullptr || call.beta != 0.0F; }
+bool reads_c(const GemmCall& call) { return call.beta != 0.0F; }
 
 GemmKind kind_of(const GemmCall& call) {
   const bool batched = call.batch > 1;
@@ -130,8 +125,6 @@ GemmKind kind_of(const GemmCall& call) {
   kind[kBTransposed] = call.b.transposed ? 1 : 0;
   kind[kEpilogue] = static_cast<std::int64_t>(call.epilogue);
   kind[kReadsC] = !reads_c(call) ? 0 : call.addend == nullptr ? 1 : 2;
-  kind[kDeviceScalars] = has_device_scalars(call) ? 1 : 0;
-  kind[kTf32] = rounds_to_tf32(call) ? 1 : 0;
   return kind;
 }
 
@@ -168,10 +161,6 @@ void require_sound(const GemmCall& call) {
   require(!has_aux(call.epilogue) ||
               (call.aux != nullptr && call.aux != call.c && call.aux_stride >= call.n && call.aux_stride % 8 == 0),
           "unfit aux");
-  const auto constant = [](float value) { return value == 0.0F || value == 1.0F; };
-  require(!has_device_scalars(call) || ((call.device_alpha != nullptr || constant(call.alpha)) &&
-                                        (call.device_beta != nullptr || constant(call.beta))),
-          "alpha or beta beside one on the device that is neither 0 nor 1");
 }
 
 GemmLibrary::GemmLibrary() : lt_(open_cublaslt()) { check(lt_.create(&handle_), "cublasLtCreate"); }
@@ -188,9 +177,7 @@ void GemmLibrary::check(cublasStatus_t status, const char* function, const GemmC
 // there: b comes first, and neither is transposed unless the call says so.
 GemmDescription GemmLibrary::describe(const GemmCall& call) const {
   cublasLtMatmulDesc_t operation = nullptr;
-  check(
-      lt_.create_desc(&operation, rounds_to_tf32(call) ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F, CUDA_R_32F),
-      "cublasLtMatmulDescCreate");
+  check(lt_.create_desc(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
   GemmDescription description;
   description.operation = {operation, DestroyCublasLt{&lt_}};
   const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
@@ -200,9 +187,6 @@ GemmDescription GemmLibrary::describe(const GemmCall& call) const {
   set(CUBLASLT_MATMUL_DESC_TRANSA, call.b.transposed ? transposed : plain);
   set(CUBLASLT_MATMUL_DESC_TRANSB, call.a.transposed ? transposed : plain);
   set(CUBLASLT_MATMUL_DESC_EPILOGUE, library_epilogue(call.epilogue));
-  if (has_device_scalars(call)) {
-    set(CUBLASLT_MATMUL_DESC_POINTER_MODE, static_cast<std::int32_t>(CUBLASLT_POINTER_MODE_DEVICE));
-  }
   if (has_aux(call.epilogue)) set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, call.aux_stride);
   set_addresses(description, call);
 
@@ -282,8 +266,8 @@ bool GemmLibrary::can_run(const GemmDescription& description, const GemmAlgorith
 
 cublasStatus_t GemmLibrary::queue(const GemmDescription& description, const GemmCall& call,
                                   const GemmAlgorithm& algorithm, const Run& run) const {
-  return lt_.matmul(handle_, description.operation.get(), run.alpha, call.b.data, description.left.get(), call.a.data,
-                    description.right.get(), run.beta, addend_of(call, run.result), description.result.get(),
+  return lt_.matmul(handle_, description.operation.get(), &call.alpha, call.b.data, description.left.get(), call.a.data,
+                    description.right.get(), &call.beta, addend_of(call, run.result), description.result.get(),
                     run.result, description.result.get(), &algorithm.opaque, run.workspace, run.workspace_bytes,
                     run.stream);
 }

@@ -13,11 +13,10 @@
 namespace polaron::cuda {
 
 // What the choice of an algorithm may depend on, as numbers (Field in gemm_library.cu says which).
-inline constexpr std::size_t kGemmKindFields = 24;
+inline constexpr std::size_t kGemmKindFields = 22;
 using GemmKind = std::array<std::int64_t, kGemmKindFields>;
 GemmKind kind_of(const GemmCall& call);
 
-bool has_device_scalars(const GemmCall& call);
 bool reads_c(const GemmCall& call);          // or the addend in its place
 std::string describe(const GemmCall& call);  // for messages
 
@@ -66,8 +65,7 @@ class GemmLibrary {
   bool can_run(const GemmDescription& description, const GemmAlgorithm& algorithm) const;
 
   struct Run {
-    const float *alpha, *beta;  // both in host memory, or both in device memory where the call has_device_scalars
-    void* result;               // in the place of c, which is read from there too unless there is an addend
+    void* result;  // in the place of c, which is read from there too unless there is an addend
     void* workspace;
     std::size_t workspace_bytes;
     cudaStream_t stream;

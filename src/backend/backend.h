@@ -36,7 +36,7 @@ class Backend {
   // algorithms, say), for set_tuned() in other processes and in runs that resume this one. Empty where there are none.
   virtual std::vector<std::byte> tuned() { return {}; }
   // Takes choices over from a tuned(). False, and nothing is changed, where they were made for another device or
-  // library version; Error(Exit::data) for bytes that no tuned() gave.
+  // library version or are in another version's format; Error(Exit::data) for bytes that no tuned() gave.
   virtual bool set_tuned(std::span<const std::byte> choices) { return choices.empty(); }
   // From now on new choices are made by timing, so that another run may choose otherwise, or by a rule that gives the
   // same each time (initially). Returns whether this backend makes any.

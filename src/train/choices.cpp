@@ -14,8 +14,9 @@ void settle_choices(Session& session, StepRunner& steps, std::span<const std::by
   if (!stored.empty()) {
     if (backend.set_tuned(stored)) return;
     log::warn(
-        "the checkpoint's choice of GEMM algorithms was made on another device or with other libraries and is made "
-        "again: results may differ in their last bits from those of a run that went on there.");
+        "the checkpoint's choice of GEMM algorithms was made on another device, with other libraries or by another "
+        "version of polaron and is made again: results may differ in their last bits from those of a run that went on "
+        "there.");
   }
   const bool root = communicator.rank() == 0;
   // Process 0 alone times: kinds of products that only others have get the rule's choice, which a resumed run finds

@@ -50,10 +50,9 @@ Answers answers_of(const cuda::CublasLt& lt) {
   answers.push_back(lt.create_desc(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
   answers.push_back(lt.create_layout(&layout, CUDA_R_16BF, 64, 32, 64));
   answers.push_back(lt.create_preference(&preference));
-  for (const auto attribute :
-       {CUBLASLT_MATMUL_DESC_TRANSA, CUBLASLT_MATMUL_DESC_TRANSB, CUBLASLT_MATMUL_DESC_POINTER_MODE,
-        CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_MATMUL_DESC_BIAS_POINTER, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER,
-        CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD}) {
+  for (const auto attribute : {CUBLASLT_MATMUL_DESC_TRANSA, CUBLASLT_MATMUL_DESC_TRANSB, CUBLASLT_MATMUL_DESC_EPILOGUE,
+                               CUBLASLT_MATMUL_DESC_BIAS_POINTER, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER,
+                               CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD}) {
     ask(desc, lt.set_desc, attribute);
   }
   for (const auto attribute : {CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET}) {

@@ -152,28 +152,6 @@ TEST_F(CudaGemm, adds_what_is_elsewhere_and_may_be_an_operand) {
   }
 }
 
-TEST_F(CudaGemm, reads_alpha_and_beta_on_the_device_when_the_product_runs) {
-  const Matrix a = Matrix::random(4, 6, 1), b = Matrix::random(6, 5, 2), before = Matrix::random(4, 5, 3);
-  const Array left(machine, a), right(machine, b), scalars(machine, Matrix::filled(1, 2, 7.0F));
-  for (const bool only_alpha : {false, true}) {
-    const Array result(machine, before);
-    GemmCall call = call_of(left, false, right, false, result);
-    call.device_alpha = scalars.tensor().f32();
-    call.beta = 1.0F;
-    if (!only_alpha) call.device_beta = scalars.tensor().f32() + 1;
-    // Set after other work on the stream, and before the product: a host that looked now would see the numbers before.
-    const float values[] = {-0.25F, 3.0F};
-    machine.device().upload(machine.stream(), scalars.tensor().data, values, sizeof(values));
-    run(call);
-    Doubles expected = product(a, false, b, false);
-    const Doubles was = before.values();
-    for (std::size_t i = 0; i < expected.size(); ++i) {
-      expected[i] = -0.25 * expected[i] + (only_alpha ? 1.0 : 3.0) * was[i];
-    }
-    expect_close(result.values(), expected, kTolerance, "gated product", 5);
-  }
-}
-
 TEST_F(CudaGemm, plans_a_kind_of_call_once_and_tells_kinds_apart) {
   const Matrix values = Matrix::random(16, 16, 1);
   const Array a(machine, values), b(machine, values), c(machine, values), other(machine, values);
@@ -192,7 +170,6 @@ TEST_F(CudaGemm, plans_a_kind_of_call_once_and_tells_kinds_apart) {
                                                     [](GemmCall& other_call) { other_call.b.transposed = true; },
                                                     [](GemmCall& other_call) { other_call.m = 8; },
                                                     [](GemmCall& other_call) { other_call.beta = 1.0F; },
-                                                    [](GemmCall& other_call) { other_call.tf32 = true; },
                                                     [](GemmCall& other_call) {
                                                       other_call.n = other_call.k = 12;
                                                       other_call.c = static_cast<float*>(other_call.c) + 1;
@@ -203,24 +180,6 @@ TEST_F(CudaGemm, plans_a_kind_of_call_once_and_tells_kinds_apart) {
     change(changed);
     run(changed);
     EXPECT_EQ(gemm.kinds(), ++kinds);
-  }
-}
-
-TEST_F(CudaGemm, tf32_is_for_operands_of_fp32_and_only_when_asked_for) {
-  constexpr double kTf32 = 1.0 / 2048.0;  // half a unit in the last of 11 bits
-  for (const DType type : kActivationTypes) {
-    const Matrix values = rounded_to(type, Matrix::random(8, 8, 1));
-    const Array a(machine, values, type), c(machine, Matrix(8, 8));
-    GemmCall call = call_of(a, false, a, false, c);
-    run(call);
-    const std::size_t kinds = gemm.kinds();
-    const std::vector<std::byte> full = c.bits();
-    expect_close(c.values(), product(values, false, values, false), kTolerance, "product", 8);
-    call.tf32 = true;
-    run(call);
-    EXPECT_EQ(gemm.kinds(), kinds + (type == DType::f32 ? 1 : 0));
-    EXPECT_EQ(c.bits() != full, type == DType::f32);
-    expect_close(c.values(), product(values, false, values, false), 4.0 * kTf32, "product in tf32", 8);
   }
 }
 
@@ -322,7 +281,7 @@ TEST_F(CudaGemm, plans_carry_the_choices_to_another_object) {
   EXPECT_EQ(fake_cublaslt().ran.back(), cuda::emulation::kSplit);
 }
 
-TEST_F(CudaGemm, plans_of_another_library_or_device_are_declined_and_damaged_ones_refused) {
+TEST_F(CudaGemm, plans_of_another_library_device_or_format_are_declined_and_damaged_ones_refused) {
   const Array a(machine, Matrix::random(8, 8, 1)), c(machine, Matrix(8, 8));
   run(call_of(a, false, a, false, c));
   std::vector<std::byte> plans = gemm.plans();
@@ -336,6 +295,9 @@ TEST_F(CudaGemm, plans_of_another_library_or_device_are_declined_and_damaged_one
   const Machine elsewhere{cuda::emulation::Options{}};
   cuda::emulation::fake_device() = {};
   EXPECT_FALSE(Gemm(elsewhere.device()).set_plans(plans));
+  std::vector<std::byte> older = plans;
+  older[7] = std::byte{'1'};  // behind "plngemm"
+  EXPECT_FALSE(gemm.set_plans(older));
 
   const auto refused = [&](const std::vector<std::byte>& bytes) {
     try {
@@ -462,10 +424,6 @@ TEST_F(CudaGemm, refuses_calls_that_make_no_sense) {
                                                     call.epilogue = GemmEpilogue::dgelu;
                                                     call.aux = call.c;
                                                     call.aux_stride = 8;
-                                                  },
-                                                  [&](GemmCall& call) {
-                                                    call.device_alpha = a.tensor().f32();
-                                                    call.beta = 0.5F;
                                                   }};
   for (const auto& change : spoil) {
     GemmCall call = sound;

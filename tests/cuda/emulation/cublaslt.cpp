@@ -1,6 +1,5 @@
 #include "emulation/cublaslt.h"
 
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -37,9 +36,11 @@ class Attributes {
   std::map<int, std::vector<std::byte>> values_;
 };
 
-const Sizes kDescSizes = {{CUBLASLT_MATMUL_DESC_TRANSA, 4},         {CUBLASLT_MATMUL_DESC_TRANSB, 4},
-                          {CUBLASLT_MATMUL_DESC_POINTER_MODE, 4},   {CUBLASLT_MATMUL_DESC_EPILOGUE, 4},
-                          {CUBLASLT_MATMUL_DESC_BIAS_POINTER, 8},   {CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, 8},
+const Sizes kDescSizes = {{CUBLASLT_MATMUL_DESC_TRANSA, 4},
+                          {CUBLASLT_MATMUL_DESC_TRANSB, 4},
+                          {CUBLASLT_MATMUL_DESC_EPILOGUE, 4},
+                          {CUBLASLT_MATMUL_DESC_BIAS_POINTER, 8},
+                          {CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, 8},
                           {CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, 8}};
 const Sizes kLayoutSizes = {{CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, 4}, {CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, 8}};
 const Sizes kPreferenceSizes = {
@@ -89,13 +90,9 @@ struct Operand {
   cudaDataType_t type;
   std::int64_t rows, cols, ld, batch_stride;
   bool transposed;
-  bool to_tf32 = false;  // whether elements are rounded
   float at(std::int64_t batch, std::int64_t row, std::int64_t col) const {
     const std::int64_t i = batch * batch_stride + (transposed ? col + row * ld : row + col * ld);
-    if (type == CUDA_R_32F) {
-      const float value = static_cast<const float*>(data)[i];
-      return to_tf32 ? std::bit_cast<float>((std::bit_cast<std::uint32_t>(value) + 0x1000U) & ~0x1fffU) : value;
-    }
+    if (type == CUDA_R_32F) return static_cast<const float*>(data)[i];
     return polaron::to_float(static_cast<const polaron::bf16*>(data)[i]);
   }
 };
@@ -151,7 +148,7 @@ cublasStatus_t judge(const Problem& p) {
   if (p.d.batch() > 1 && p.d.batch_stride() < span) return wrong;  // its matrices overlap
   if (p.a.type != p.b.type) return unsupported;
   if (p.a.type == CUDA_R_32F && p.d.type != CUDA_R_32F) return unsupported;
-  if (p.a.type == CUDA_R_16BF && p.desc.compute != CUBLAS_COMPUTE_32F) return unsupported;
+  if (p.desc.compute != CUBLAS_COMPUTE_32F) return unsupported;
 
   const std::uint32_t epilogue = epilogue_of(p.desc);
   if (epilogue == CUBLASLT_EPILOGUE_DEFAULT) return CUBLAS_STATUS_SUCCESS;
@@ -216,12 +213,10 @@ struct Work {
   std::int64_t d_ld, d_batch_stride;
   std::uint32_t epilogue;
   std::uint64_t algorithm;
-  const float *alpha, *beta;  // null: the numbers below
-  float host_alpha, host_beta;
+  float alpha, beta;
 
   void operator()() const {
     const std::int64_t rows = c.rows, cols = c.cols, depth = a.transposed ? a.rows : a.cols;
-    const float scale = alpha != nullptr ? *alpha : host_alpha, keep = beta != nullptr ? *beta : host_beta;
     std::vector<float> left(static_cast<std::size_t>(rows * depth)), right(static_cast<std::size_t>(depth));
     for (int matrix = 0; matrix < batch; ++matrix) {
       for (std::int64_t i = 0; i < rows; ++i) {
@@ -230,8 +225,8 @@ struct Work {
       for (std::int64_t j = 0; j < cols; ++j) {
         for (std::int64_t k = 0; k < depth; ++k) right[static_cast<std::size_t>(k)] = b.at(matrix, k, j);
         for (std::int64_t i = 0; i < rows; ++i) {
-          float value = scale * dot(algorithm, left.data() + i * depth, right.data(), right.size());
-          if (keep != 0.0F) value += keep * c.at(matrix, i, j);
+          float value = alpha * dot(algorithm, left.data() + i * depth, right.data(), right.size());
+          if (beta != 0.0F) value += beta * c.at(matrix, i, j);
           put(d, c.type, matrix * d_batch_stride + i + j * d_ld, finished(value, i, j));
         }
       }
@@ -422,27 +417,21 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
                      (bits.number != kSplit || (workspace != nullptr && workspace_bytes >= kSplitWorkspace));
   if (!sound) return CUBLAS_STATUS_INVALID_VALUE;
 
-  const auto mode = p.desc.attributes.get(CUBLASLT_MATMUL_DESC_POINTER_MODE, std::int32_t{CUBLASLT_POINTER_MODE_HOST});
-  const bool on_device = mode == CUBLASLT_POINTER_MODE_DEVICE;
-  const auto *const first = static_cast<const float*>(alpha), *const second = static_cast<const float*>(beta);
   const auto rows = static_cast<std::int64_t>(p.d.rows), cols = static_cast<std::int64_t>(p.d.cols);
   const auto aux_ld = p.desc.attributes.get(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, std::int64_t{0});
-  Work work{operand(a, p.a, is_transposed(p.desc, CUBLASLT_MATMUL_DESC_TRANSA)),
-            operand(b, p.b, is_transposed(p.desc, CUBLASLT_MATMUL_DESC_TRANSB)),
-            operand(c, p.c),
-            {pointer_of(p.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER), p.d.type, rows, 1, rows, 0, false},
-            {aux, p.d.type, rows, cols, aux_ld, 0, false},
-            d,
-            p.d.batch(),
-            p.d.ld,
-            p.d.batch_stride(),
-            epilogue,
-            bits.number,
-            on_device ? first : nullptr,
-            on_device ? second : nullptr,
-            on_device ? 0.0F : *first,
-            on_device ? 0.0F : *second};
-  work.a.to_tf32 = work.b.to_tf32 = p.desc.compute == CUBLAS_COMPUTE_32F_FAST_TF32;
+  const Work work{operand(a, p.a, is_transposed(p.desc, CUBLASLT_MATMUL_DESC_TRANSA)),
+                  operand(b, p.b, is_transposed(p.desc, CUBLASLT_MATMUL_DESC_TRANSB)),
+                  operand(c, p.c),
+                  {pointer_of(p.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER), p.d.type, rows, 1, rows, 0, false},
+                  {aux, p.d.type, rows, cols, aux_ld, 0, false},
+                  d,
+                  p.d.batch(),
+                  p.d.ld,
+                  p.d.batch_stride(),
+                  epilogue,
+                  bits.number,
+                  *static_cast<const float*>(alpha),
+                  *static_cast<const float*>(beta)};
   enqueue(stream, work);
   return CUBLAS_STATUS_SUCCESS;
 }
