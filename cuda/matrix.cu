@@ -2,8 +2,8 @@
 #include "cuda/matrix.h"
 
 #include <algorithm>
-#include <stdexcept>
 
+#include "backend/matrix_checks.h"
 #include "cuda/decomposition.h"
 #include "cuda/families.h"
 
@@ -12,26 +12,6 @@ namespace {
 
 constexpr std::int64_t kMostOfGroup = std::int64_t{1} << 28U;    // elements a group: 1 GiB of stack
 constexpr std::int64_t kMostOfProduct = std::int64_t{1} << 26U;  // elements of directions at a time
-
-void require(bool condition, const char* message) {
-  if (!condition) throw std::logic_error(message);
-}
-
-void check_views(std::span<const MatrixView> views) {
-  for (const MatrixView& view : views) {
-    require(std::minmax(view.rows, view.cols) == std::minmax(views[0].rows, views[0].cols),
-            "matrices of one group must have one shape, up to transposition");
-    require(view.stride >= view.cols, "a matrix's stride is less than its width");
-  }
-}
-
-void check_stack(const StackShape& shape) {
-  require(shape.count >= 0 && shape.rows > 0 && shape.rows <= shape.cols, "a stack's matrices must have rows <= cols");
-}
-
-void check_rank(std::int64_t rank, std::int64_t rows) {
-  require(rank >= 1 && rank <= rows, "the rank must be between 1 and the rows of the stack's matrices");
-}
 
 class CudaMatrixOps final : public MatrixOps {
  public:

@@ -1,7 +1,7 @@
 // MatrixOps on the CPU: checks what it is given and spreads the matrices of a group over the threads.
 #include <algorithm>
-#include <stdexcept>
 
+#include "backend/matrix_checks.h"
 #include "cpu/blas.h"
 #include "cpu/families.h"
 #include "cpu/gemm_unit.h"
@@ -10,27 +10,7 @@
 namespace polaron::cpu {
 namespace {
 
-void require(bool condition, const char* message) {
-  if (!condition) throw std::logic_error(message);
-}
-
 bool closed(const StepGate& gate) { return gate.apply != nullptr && *gate.apply == 0; }
-
-void check_views(std::span<const MatrixView> views) {
-  for (const MatrixView& view : views) {
-    require(std::minmax(view.rows, view.cols) == std::minmax(views[0].rows, views[0].cols),
-            "matrices of one group must have one shape, up to transposition");
-    require(view.stride >= view.cols, "a matrix's stride is less than its width");
-  }
-}
-
-void check_stack(const StackShape& shape) {
-  require(shape.count >= 0 && shape.rows > 0 && shape.rows <= shape.cols, "a stack's matrices must have rows <= cols");
-}
-
-void check_rank(std::int64_t rank, std::int64_t rows) {
-  require(rank >= 1 && rank <= rows, "the rank must be between 1 and the rows of the stack's matrices");
-}
 
 class CpuMatrixOps final : public MatrixOps {
  public:
