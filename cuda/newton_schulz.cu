@@ -1,22 +1,18 @@
 // Newton-Schulz orthogonalization of a stack of matrices X [rows, cols], rows <= cols: products of whole batches.
 //
 // One step is X <- Z X + a X with A = X X^T, Z = b A + c A A: three products, with what is added as their addend. In
-// fp32, where cols >= kWide rows, several steps in a row are done on the Gram matrix A alone ("Gram Newton-Schulz",
-// github.com/Dao-AILab/gram-newton-schulz): with M = Z + a I, the next A is M A M, and the product Q of all M meets X
-// once. src/cpu/newton_schulz.cpp says why runs are cut where the product of their a's exceeds kRunSlope; the same
-// limits hold here. bf16 takes single steps, for the chain would square its rounding errors.
-#include <algorithm>
-#include <cmath>
+// fp32 runs of steps are done on the Gram matrix A alone (backend/newton_schulz_runs.h): with M = Z + a I, the next A
+// is M A M, and the product Q of all M meets X once. bf16 takes single steps, for the chain would square its rounding
+// errors.
 #include <utility>
 
+#include "backend/newton_schulz_runs.h"
 #include "cuda/element.h"
 #include "cuda/matrix.h"
 
 namespace polaron::cuda {
 namespace {
 
-constexpr double kRunSlope = 64.0;
-constexpr std::int64_t kWide = 3;
 constexpr std::int64_t kStrideUnit = 8;  // rows of scratch begin on multiples of 16 bytes in either type
 constexpr int kThreads = 256;
 
@@ -49,22 +45,6 @@ __global__ void __launch_bounds__(kThreads)
     add_to_diagonal(float* matrices, std::int64_t n, std::int64_t stride, std::int64_t batch_stride, float value) {
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i < n) matrices[blockIdx.y * batch_stride + i * stride + i] += value;
-}
-
-const NewtonSchulzRow& row_of(const NewtonSchulzSpec& spec, int step) {
-  return spec.table[std::min(static_cast<std::size_t>(step), spec.table.size() - 1)];
-}
-
-// One past the last step of the run that starts with `step`.
-int end_of_run(const NewtonSchulzSpec& spec, bool wide, int step) {
-  double slope = std::abs(static_cast<double>(row_of(spec, step).a));
-  int end = step + 1;
-  while (wide && end < spec.steps) {
-    slope *= std::abs(static_cast<double>(row_of(spec, end).a));
-    if (!(slope <= kRunSlope)) break;
-    ++end;
-  }
-  return end;
 }
 
 // The products of one stack.
@@ -100,16 +80,12 @@ class Products {
 
 void in_fp32(Stream& stream, Gemm& gemm, Normalizer& normalize, const StackShape& shape, const NewtonSchulzSpec& spec,
              const Divisor& divisor, float* stack, float* scratch) {
-  const bool wide = shape.cols >= kWide * shape.rows;
-  int runs = 0;
-  for (int step = 0; step < spec.steps; step = end_of_run(spec, wide, step)) ++runs;
-
   Room room(scratch);
   const auto square = [&] { return room.take(shape.count, shape.rows, shape.rows, DType::f32); };
   // Every run writes the other one of x and `to`; the last must write the stack.
   MatrixBatch x = stacked(stack, shape.rows, shape.cols), to = x;
   to.data = room.take(shape.count, shape.rows, shape.cols, DType::f32).data;  // contiguous as the stack is
-  if (runs % 2 == 1) std::swap(x, to);
+  if (number_of_runs(spec, shape.rows, shape.cols) % 2 == 1) std::swap(x, to);
   const MatrixBatch a = square(), z = square();
   MatrixBatch chain = square(), other = square();
   normalize(stream, divisor, shape, stack, x);
@@ -117,7 +93,7 @@ void in_fp32(Stream& stream, Gemm& gemm, Normalizer& normalize, const StackShape
   const Products products(stream, gemm, shape);
   const std::int64_t n = shape.rows;
   for (int step = 0; step < spec.steps;) {
-    const int end = end_of_run(spec, wide, step);
+    const int end = end_of_run(spec, shape.rows, shape.cols, step);
     products.gram(x, a);
     if (end == step + 1) {
       const NewtonSchulzRow& row = row_of(spec, step);

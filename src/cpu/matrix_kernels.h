@@ -33,8 +33,6 @@ std::int64_t newton_schulz_floats(std::int64_t rows, std::int64_t cols);
 void newton_schulz(const NewtonSchulzSpec& spec, std::int64_t rows, std::int64_t cols, float* x, float* scratch);
 // What x is divided by before the first step; 0 for x = 0, which stays as it is.
 double divisor_of(const NewtonSchulzSpec& spec, std::int64_t rows, std::int64_t cols, const float* x);
-// The coefficients of a step; spec.table is not empty.
-const NewtonSchulzRow& row_of(const NewtonSchulzSpec& spec, int step);
 
 // newton_schulz_bf16.cpp: the same in bf16 (NewtonSchulzSpec::dtype) by `threads` threads, whose number does not change
 // the result; scratch of newton_schulz_bf16_floats() floats.

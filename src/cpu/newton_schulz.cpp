@@ -1,27 +1,18 @@
-// Newton-Schulz orthogonalization of one matrix X [rows, cols], rows <= cols.
-//
-// One step is X <- M X with M = a I + b A + c A^2, A = X X^T. Several steps in a row need only one pass over X: M and
-// the next A = M A M are polynomials of the first A, so a run of steps works on [rows, rows] matrices and ends in
-// X <- M_s ... M_1 X ("Gram Newton-Schulz", github.com/Dao-AILab/gram-newton-schulz). The price is that A holds the
-// squares of the singular values: those below sqrt(eps) of the largest drown in A's rounding error, and the error they
-// get grows with the square of the run's slope at 0, the product of its a's. Runs are therefore cut where that product
-// would exceed kRunSlope, after which A is computed afresh. Measured against double precision, for every named table on
-// flat, decaying and rank-deficient spectra from 96 x 768 to 768 x 3072: with 64 the errors are those of single steps
-// or less, never cutting makes them up to several hundred times larger.
+// Newton-Schulz orthogonalization of one matrix X [rows, cols], rows <= cols, in the runs of steps that
+// backend/newton_schulz_runs.h cuts.
 #include <cblas.h>
 
 #include <algorithm>
 #include <cmath>
 #include <utility>
 
+#include "backend/newton_schulz_runs.h"
 #include "cpu/blas.h"
 #include "cpu/matrix_kernels.h"
 
 namespace polaron::cpu {
 namespace {
 
-constexpr double kRunSlope = 64.0;
-constexpr std::int64_t kWide = 3;            // cols >= kWide * rows: runs of steps do less arithmetic than single ones
 constexpr std::int64_t kSymmetricMin = 128;  // below, sgemm is faster than ssyrk and mirror()
 constexpr std::int64_t kGrain = 1 << 16;
 
@@ -78,23 +69,7 @@ void combine(const NewtonSchulzRow& row, const float* __restrict gram, const flo
   for (std::int64_t i = 0; i < n; ++i) m[i * n + i] += row.a;
 }
 
-// One past the last step of the run that starts with `step`.
-int end_of_run(const NewtonSchulzSpec& spec, bool wide, int step) {
-  double slope = std::abs(static_cast<double>(row_of(spec, step).a));
-  int end = step + 1;
-  while (wide && end < spec.steps) {
-    slope *= std::abs(static_cast<double>(row_of(spec, end).a));
-    if (!(slope <= kRunSlope)) break;
-    ++end;
-  }
-  return end;
-}
-
 }  // namespace
-
-const NewtonSchulzRow& row_of(const NewtonSchulzSpec& spec, int step) {
-  return spec.table[std::min(static_cast<std::size_t>(step), spec.table.size() - 1)];
-}
 
 double divisor_of(const NewtonSchulzSpec& spec, std::int64_t rows, std::int64_t cols, const float* x) {
   const double norm = std::sqrt(sum_of_squares(x, rows * cols));
@@ -110,9 +85,7 @@ void newton_schulz(const NewtonSchulzSpec& spec, std::int64_t rows, std::int64_t
   const double divisor = divisor_of(spec, rows, cols, x);
   if (divisor == 0.0) return;
 
-  const bool wide = cols >= kWide * rows;
-  int runs = 0;
-  for (int step = 0; step < spec.steps; step = end_of_run(spec, wide, step)) ++runs;
+  const int runs = number_of_runs(spec, rows, cols);
 
   // Every run writes the other one of x and `other`; the last must write x.
   float* other = scratch;
@@ -125,7 +98,7 @@ void newton_schulz(const NewtonSchulzSpec& spec, std::int64_t rows, std::int64_t
   scale(x, 1.0 / divisor, from, elements);
 
   for (int step = 0; step < spec.steps;) {
-    const int end = end_of_run(spec, wide, step);
+    const int end = end_of_run(spec, rows, cols, step);
     times_own_transpose(from, rows, cols, gram);
     for (int s = step; s < end; ++s) {
       square(gram, rows, product);

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "backend/newton_schulz_runs.h"
 #include "cpu/gemm_bf16.h"
 #include "cpu/gemm_unit.h"
 #include "cpu/matrix_kernels.h"
