@@ -5,11 +5,10 @@
 
 #include <cstdint>
 #include <initializer_list>
-#include <stdexcept>
-#include <string>
 #include <type_traits>
 
 #include "backend/bf16.h"
+#include "backend/element.h"
 #include "backend/tensor.h"
 #include "cuda/launch.h"
 #if defined(__CUDACC__)
@@ -142,19 +141,6 @@ __device__ __forceinline__ void store(T* to, std::int64_t count, const float (&f
 // --- on the host
 // ------------------------------------------------------------------------------------------------------------------------
 
-// The data of a tensor as T; null where the tensor is absent. Throws std::logic_error where it holds another type.
-template <class T>
-T* elements(const Tensor& tensor) {
-  if (!tensor) return nullptr;
-  if constexpr (std::is_same_v<T, bf16>) {
-    return tensor.bf16();
-  } else if constexpr (std::is_same_v<T, float>) {
-    return tensor.f32();
-  } else {
-    return tensor.i32();
-  }
-}
-
 // Whether every row of all tensors that are there begins on a multiple of 16 bytes.
 inline bool aligned_rows(std::initializer_list<Tensor> tensors) {
   for (const Tensor& tensor : tensors) {
@@ -163,18 +149,6 @@ inline bool aligned_rows(std::initializer_list<Tensor> tensors) {
     if (tensor && !(aligned && rows)) return false;
   }
   return true;
-}
-
-// Calls body(T{}) with the type of `dtype`.
-template <class Body>
-void with_element_type(DType dtype, const char* op, Body&& body) {
-  if (dtype == DType::f32) {
-    body(float{});
-  } else if (dtype == DType::bf16) {
-    body(bf16{});
-  } else {
-    throw std::logic_error(std::string(op) + ": the CUDA backend has no " + name_of(dtype) + " version of this op");
-  }
 }
 
 // Calls body with std::integral_constant of the elements an access may take: kPack<T> for aligned data, 1 otherwise.
