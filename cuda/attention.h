@@ -99,6 +99,13 @@ struct AttentionBackward {
   float scale;
 };
 
+// The blocks of a kernel: (`rows` rows of a sequence, head, sequence).
+template <class Arguments>
+dim3 blocks_of(const Arguments& p, int rows, int heads) {
+  return dim3(static_cast<unsigned>((p.qkv.length + rows - 1) / rows), static_cast<unsigned>(heads),
+              static_cast<unsigned>(p.batch));
+}
+
 // On tensor cores: head sizes that are multiples of 8 and at most kMostTensorHead, all rows on multiples of 16 bytes.
 inline constexpr int kMostTensorHead = 128;
 void attention_forward_tensor(cudaStream_t stream, const AttentionForward<bf16>& p);

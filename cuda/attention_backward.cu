@@ -255,17 +255,12 @@ __global__ void __launch_bounds__(kQueryThreads) attention_backward_queries_bf16
 
 template <int size>
 void run(cudaStream_t stream, const AttentionBackward<bf16>& p) {
-  const auto batch = static_cast<unsigned>(p.batch);
   allow_shared<attention_backward_keys_bf16<size>>(kKeyShared<size>);
   launch<attention_backward_keys_bf16<size>>(
-      {dim3(static_cast<unsigned>(ceil_div(p.qkv.length, kOwnKeys)), static_cast<unsigned>(p.qkv.kv_heads), batch),
-       dim3(kKeyThreads<size>), stream, kKeyShared<size>},
-      p);
+      {blocks_of(p, kOwnKeys, p.qkv.kv_heads), dim3(kKeyThreads<size>), stream, kKeyShared<size>}, p);
   allow_shared<attention_backward_queries_bf16<size>>(kQueryShared<size>);
   launch<attention_backward_queries_bf16<size>>(
-      {dim3(static_cast<unsigned>(ceil_div(p.qkv.length, kOwnQueries)), static_cast<unsigned>(p.qkv.heads), batch),
-       dim3(kQueryThreads), stream, kQueryShared<size>},
-      p);
+      {blocks_of(p, kOwnQueries, p.qkv.heads), dim3(kQueryThreads), stream, kQueryShared<size>}, p);
 }
 
 }  // namespace

@@ -130,10 +130,7 @@ __global__ void __launch_bounds__(kThreads) attention_forward_bf16(const Attenti
 template <int size>
 void run(cudaStream_t stream, const AttentionForward<bf16>& p) {
   allow_shared<attention_forward_bf16<size>>(kShared<size>);
-  launch<attention_forward_bf16<size>>({dim3(static_cast<unsigned>(ceil_div(p.qkv.length, kQueries)),
-                                             static_cast<unsigned>(p.qkv.heads), static_cast<unsigned>(p.batch)),
-                                        dim3(kThreads), stream, kShared<size>},
-                                       p);
+  launch<attention_forward_bf16<size>>({blocks_of(p, kQueries, p.qkv.heads), dim3(kThreads), stream, kShared<size>}, p);
 }
 
 }  // namespace

@@ -82,33 +82,59 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
+// The query row of this warp, and the keys that it sees: [first, last]; none where the sequence ends before it.
+struct QueryRow {
+  int h, kv_head, b, block_row, t;  // block_row: of the block's first warp
+  bool there;
+  int first, last;
+};
+template <class T>
+__device__ __forceinline__ QueryRow query_row(const Packed<const T>& qkv, const FirstKeys& first_keys) {
+  QueryRow row{};
+  row.h = static_cast<int>(blockIdx.y);
+  row.kv_head = row.h / (qkv.heads / qkv.kv_heads);
+  row.b = static_cast<int>(blockIdx.z);
+  row.block_row = static_cast<int>(blockIdx.x) * kWarps;
+  row.t = row.block_row + static_cast<int>(threadIdx.x / 32);
+  row.there = row.t < qkv.length;
+  row.first = row.there ? first_keys.of(row.b, row.t) : qkv.length;
+  row.last = row.there ? row.t : -1;
+  return row;
+}
+
+// body(visible) for the keys that the block's rows see, 32 at a time, one a lane: K and V are in tiles 0 and 1. Only
+// warps that see one of them call it. By all threads of the block.
+template <class T, class Body>
+__device__ __forceinline__ void for_keys(const Layout& layout, const Packed<const T>& qkv, const FirstKeys& first_keys,
+                                         const QueryRow& row, Body&& body) {
+  const int begin = first_keys.range(row.b, row.block_row / FirstKeys::kRows * FirstKeys::kRows, FirstKeys::kRows).x;
+  const int end = std::min(row.block_row + kWarps, qkv.length);
+  for (int k0 = begin; k0 < end; k0 += kLanes) {
+    __syncthreads();
+    fill_tile(layout, 0, qkv.k(row.b, row.kv_head) + k0 * qkv.stride, qkv.stride, qkv.length - k0);
+    fill_tile(layout, 1, qkv.v(row.b, row.kv_head) + k0 * qkv.stride, qkv.stride, qkv.length - k0);
+    __syncthreads();
+    if (k0 > row.last || k0 + kLanes <= row.first) continue;
+    const int key = k0 + static_cast<int>(threadIdx.x % 32);
+    body(key >= row.first && key <= row.last);
+  }
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads) attention_forward_rows(const AttentionForward<T> p) {
   const int size = p.qkv.head_size, length = p.qkv.length;
   const Layout layout{size, 2, 2, 1};
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-  const int h = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z),
-            kv_head = h / (p.qkv.heads / p.qkv.kv_heads);
-  const int first_row = static_cast<int>(blockIdx.x) * kWarps, t = first_row + warp;
-  const bool there = t < length;
-  const int first = there ? p.first.of(b, t) : length, last = there ? t : -1;
+  const QueryRow row = query_row(p.qkv, p.first);
+  const int h = row.h, b = row.b, t = row.t;
   float *const q = layout.vector(warp, 0), *const sums = layout.vector(warp, 1),
                *const weights = layout.weight(warp, 0);
-  if (there) fill_vector(q, p.qkv.q(b, h) + t * p.qkv.stride, size);
+  if (row.there) fill_vector(q, p.qkv.q(b, h) + t * p.qkv.stride, size);
   for (int c = lane; c < size; c += 32) sums[c] = 0.0F;
 
   const float scale = p.scale * kLog2E;
   float largest = kNoScore, total = 0.0F;
-  const int begin = p.first.range(b, first_row / FirstKeys::kRows * FirstKeys::kRows, FirstKeys::kRows).x;
-  const int end = std::min(first_row + kWarps, length);
-  for (int k0 = begin; k0 < end; k0 += kLanes) {
-    __syncthreads();
-    fill_tile(layout, 0, p.qkv.k(b, kv_head) + k0 * p.qkv.stride, p.qkv.stride, length - k0);
-    fill_tile(layout, 1, p.qkv.v(b, kv_head) + k0 * p.qkv.stride, p.qkv.stride, length - k0);
-    __syncthreads();
-    if (k0 > last || k0 + kLanes <= first) continue;
-    const int key = k0 + lane;
-    const bool visible = key >= first && key <= last;
+  for_keys(layout, p.qkv, p.first, row, [&](bool visible) {
     const float score = visible ? dot(q, layout.tile(0) + lane * layout.stride(), size) * scale : -INFINITY;
     const float highest = fmaxf(largest, warp_max(score)), factor = exp2f(largest - highest);
     const float weight = visible ? exp2f(score - highest) : 0.0F;
@@ -117,8 +143,8 @@ __global__ void __launch_bounds__(kThreads) attention_forward_rows(const Attenti
     weights[lane] = weight;
     __syncwarp();
     add_weighted(sums, factor, weights, layout.tile(1), layout);
-  }
-  if (!there) return;
+  });
+  if (!row.there) return;
   store_vector(p.out.head(b, h) + t * p.out.stride, sums, size, 1.0F / total);
   if (lane == 0) {
     p.lse[(static_cast<std::int64_t>(b) * p.qkv.heads + h) * length + t] = (largest + log2f(total)) * kLn2;
@@ -139,32 +165,21 @@ __global__ void __launch_bounds__(kThreads) attention_backward_query_rows(const 
   const int size = p.qkv.head_size, length = p.qkv.length;
   const Layout layout{size, 2, 3, 1};
   const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-  const int h = static_cast<int>(blockIdx.y), b = static_cast<int>(blockIdx.z),
-            kv_head = h / (p.qkv.heads / p.qkv.kv_heads);
-  const int first_row = static_cast<int>(blockIdx.x) * kWarps, t = first_row + warp;
-  const bool there = t < length;
-  const int first = there ? p.first.of(b, t) : length, last = there ? t : -1;
+  const QueryRow row = query_row(p.qkv, p.first);
+  const int h = row.h, b = row.b, t = row.t;
   float *const q = layout.vector(warp, 0), *const d_out = layout.vector(warp, 1), *const sums = layout.vector(warp, 2);
   float* const slopes = layout.weight(warp, 0);
   const std::int64_t statistics = (static_cast<std::int64_t>(b) * p.qkv.heads + h) * length;
-  const float lse = there ? p.lse[statistics + t] : 0.0F, delta = there ? p.delta[statistics + t] : 0.0F;
-  if (there) {
+  const float lse = row.there ? p.lse[statistics + t] : 0.0F, delta = row.there ? p.delta[statistics + t] : 0.0F;
+  if (row.there) {
     fill_vector(q, p.qkv.q(b, h) + t * p.qkv.stride, size);
     fill_vector(d_out, p.d_out.head(b, h) + t * p.d_out.stride, size);
   }
   for (int c = lane; c < size; c += 32) sums[c] = 0.0F;
 
-  const int begin = p.first.range(b, first_row / FirstKeys::kRows * FirstKeys::kRows, FirstKeys::kRows).x;
-  const int end = std::min(first_row + kWarps, length);
-  for (int k0 = begin; k0 < end; k0 += kLanes) {
-    __syncthreads();
-    fill_tile(layout, 0, p.qkv.k(b, kv_head) + k0 * p.qkv.stride, p.qkv.stride, length - k0);
-    fill_tile(layout, 1, p.qkv.v(b, kv_head) + k0 * p.qkv.stride, p.qkv.stride, length - k0);
-    __syncthreads();
-    if (k0 > last || k0 + kLanes <= first) continue;
-    const int key = k0 + lane;
+  for_keys(layout, p.qkv, p.first, row, [&](bool visible) {
     float slope = 0.0F;
-    if (key >= first && key <= last) {
+    if (visible) {
       slope = pair_of(dot(q, layout.tile(0) + lane * layout.stride(), size),
                       dot(d_out, layout.tile(1) + lane * layout.stride(), size), lse, delta, p.scale)
                   .slope;
@@ -172,8 +187,8 @@ __global__ void __launch_bounds__(kThreads) attention_backward_query_rows(const 
     slopes[lane] = slope;
     __syncwarp();
     add_weighted(sums, 1.0F, slopes, layout.tile(0), layout);
-  }
-  if (there) store_vector(p.d_qkv.q(b, h) + t * p.d_qkv.stride, sums, size, p.scale);
+  });
+  if (row.there) store_vector(p.d_qkv.q(b, h) + t * p.d_qkv.stride, sums, size, p.scale);
 }
 
 template <class T>
@@ -231,10 +246,7 @@ void run(cudaStream_t stream, const Layout& layout, int heads, const Arguments& 
                            " elements are too large for shared memory");
   }
   allow_shared<kernel>(bytes);
-  launch<kernel>({dim3(static_cast<unsigned>(ceil_div(p.qkv.length, kWarps)), static_cast<unsigned>(heads),
-                       static_cast<unsigned>(p.batch)),
-                  dim3(kThreads), stream, bytes},
-                 p);
+  launch<kernel>({blocks_of(p, kWarps, heads), dim3(kThreads), stream, bytes}, p);
 }
 
 }  // namespace
