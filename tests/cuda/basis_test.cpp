@@ -4,10 +4,10 @@
 
 #include <string>
 
-#include "base/error.h"
 #include "cuda/cusolver.h"
 #include "cuda/matrix.h"
 #include "matrix_family.h"
+#include "support/errors.h"
 
 namespace polaron::test {
 namespace {
@@ -185,20 +185,10 @@ TEST(CholeskyKernels, answer_what_is_not_a_number_with_nan) {
 }
 
 TEST(Cusolver, that_cannot_be_loaded_is_named_with_the_loaders_reason_and_what_does_without) {
-  const auto message_of = [](const char* file) -> std::string {
-    try {
-      cuda::open_cusolver(file);
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), Exit::device);
-      return error.what();
-    }
-    return "no error";
-  };
-  const std::string missing = message_of("libnowhere.so.12");
-  EXPECT_NE(missing.find("libnowhere.so.12"), std::string::npos) << missing;
-  EXPECT_NE(missing.find("cholesky_qr"), std::string::npos) << missing;
-  const std::string lacking = message_of(POLARON_LIBRARY_WITHOUT_ENTRY);
-  EXPECT_NE(lacking.find("lacks the function cusolverDnCreate"), std::string::npos) << lacking;
+  expect_parts(error_of(Exit::device, [] { cuda::open_cusolver("libnowhere.so.12"); }),
+               {"cuSOLVER cannot be loaded", "libnowhere.so.12", "cholesky_qr"});
+  expect_parts(error_of(Exit::device, [] { cuda::open_cusolver(POLARON_LIBRARY_WITHOUT_ENTRY); }),
+               {"cuSOLVER lacks the function cusolverDnCreate"});
 }
 
 TEST(Cusolver, has_every_function_where_it_is_installed) {

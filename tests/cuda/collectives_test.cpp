@@ -6,7 +6,6 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <functional>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -17,6 +16,7 @@
 #include "emulation/emulation.h"
 #include "emulation/nccl.h"
 #include "emulation/runtime.h"
+#include "support/errors.h"
 
 #if __has_include(<nccl.h>)
 #include <nccl.h>
@@ -27,19 +27,11 @@ namespace polaron::cuda {
 namespace {
 
 using emulation::fake_nccl;
+using test::contains;
+using test::error_of;
+using test::expect_parts;
 
 constexpr int kRanks = 3;
-
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), Exit::device);
-    return error.what();
-  }
-  return "no error";
-}
-bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 // Rank r brings 100 r + i as element i.
 class NcclRanks : public testing::Test {
@@ -174,14 +166,14 @@ TEST_F(NcclRanks, sum_adds_in_the_order_of_ranks) {
 TEST_F(NcclRanks, a_refused_call_is_named_with_nccls_reason_and_leaves_no_group_open) {
   Rank& rank = ranks_[0];
   fake_nccl().next["ncclReduce"] = Nccl::Result{5};
-  const std::string message = message_of([&] { rank.collectives->reduce_to_owners(*rank.stream, segments(rank)); });
-  EXPECT_TRUE(has(message, "ncclReduce") && has(message, "details of the stand-in") && has(message, "NCCL_DEBUG"))
-      << message;
+  expect_parts(error_of(Exit::device, [&] { rank.collectives->reduce_to_owners(*rank.stream, segments(rank)); }),
+               {"ncclReduce", "details of the stand-in", "NCCL_DEBUG"});
   EXPECT_EQ(fake_nccl().open_groups, 0);
   fake_nccl().next["ncclCommInitRank"] = Nccl::Result{5};
-  EXPECT_TRUE(has(message_of([&] { library_.make(*rank.device, library_.draw_id(), 0, 1); }), "ncclCommInitRank"));
+  EXPECT_TRUE(contains(error_of(Exit::device, [&] { library_.make(*rank.device, library_.draw_id(), 0, 1); }),
+                       "ncclCommInitRank"));
   fake_nccl().next["ncclGetUniqueId"] = Nccl::Result{2};
-  EXPECT_TRUE(has(message_of([&] { library_.draw_id(); }), "ncclGetUniqueId"));
+  EXPECT_TRUE(contains(error_of(Exit::device, [&] { library_.draw_id(); }), "ncclGetUniqueId"));
 }
 
 TEST_F(NcclRanks, a_failure_on_the_way_is_told_and_ends_in_an_abort) {
@@ -190,9 +182,10 @@ TEST_F(NcclRanks, a_failure_on_the_way_is_told_and_ends_in_an_abort) {
   fake_nccl().asynchronous = 7;  // in progress
   EXPECT_EQ(collectives.failure(), "");
   fake_nccl().asynchronous = 6;
-  EXPECT_TRUE(has(collectives.failure(), "an error of the stand-in (details of the stand-in)"));
-  EXPECT_TRUE(has(message_of([&] { collectives.finish(*ranks_[1].stream); }), "has failed"));
-  EXPECT_TRUE(has(message_of([&] { collectives.sum_in_place(*ranks_[1].stream, ranks_[1].values(), 1); }), "failed"));
+  EXPECT_TRUE(contains(collectives.failure(), "an error of the stand-in (details of the stand-in)"));
+  EXPECT_TRUE(contains(error_of(Exit::device, [&] { collectives.finish(*ranks_[1].stream); }), "has failed"));
+  EXPECT_TRUE(contains(
+      error_of(Exit::device, [&] { collectives.sum_in_place(*ranks_[1].stream, ranks_[1].values(), 1); }), "failed"));
   ranks_[1].collectives.reset();
   EXPECT_EQ(fake_nccl().calls.back(), "1: abort");
   fake_nccl().asynchronous = 0;
@@ -220,9 +213,8 @@ TEST(Nccl, is_set_up_for_sums_in_a_fixed_order_unless_the_user_wants_otherwise) 
 }
 
 TEST(Nccl, that_cannot_be_opened_is_told_with_the_loaders_reason) {
-  EXPECT_TRUE(has(message_of([] { open_nccl("/nowhere/libnccl.so.2"); }), "/nowhere/libnccl.so.2"));
-  const std::string message = message_of([] { open_nccl("libm.so.6"); });
-  EXPECT_TRUE(has(message, "lacks the function ncclGetVersion")) << message;
+  EXPECT_TRUE(contains(error_of(Exit::device, [] { open_nccl("/nowhere/libnccl.so.2"); }), "/nowhere/libnccl.so.2"));
+  EXPECT_TRUE(contains(error_of(Exit::device, [] { open_nccl("libm.so.6"); }), "lacks the function ncclGetVersion"));
 }
 
 #ifdef POLARON_TEST_NCCL_HEADER

@@ -5,34 +5,22 @@
 #include <gtest/gtest.h>
 
 #include <array>
-#include <functional>
 #include <string>
 #include <vector>
 
-#include "base/error.h"
+#include "support/errors.h"
 
 namespace polaron::test {
 namespace {
 
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), Exit::device);
-    return error.what();
-  }
-  return "no error";
-}
-
 TEST(CublasLt, that_cannot_be_loaded_is_named_with_the_loaders_reason) {
-  const std::string message = message_of([] { cuda::open_cublaslt("libnowhere.so.13"); });
-  EXPECT_NE(message.find("libnowhere.so.13"), std::string::npos) << message;
-  EXPECT_NE(message.find("--device cpu"), std::string::npos) << message;
+  expect_parts(error_of(Exit::device, [] { cuda::open_cublaslt("libnowhere.so.13"); }),
+               {"cuBLASLt cannot be loaded", "libnowhere.so.13", "--device cpu"});
 }
 
 TEST(CublasLt, that_lacks_a_function_is_refused) {
-  const std::string message = message_of([] { cuda::open_cublaslt(POLARON_LIBRARY_WITHOUT_ENTRY); });
-  EXPECT_NE(message.find("lacks the function cublasLtCreate"), std::string::npos) << message;
+  expect_parts(error_of(Exit::device, [] { cuda::open_cublaslt(POLARON_LIBRARY_WITHOUT_ENTRY); }),
+               {"cuBLASLt lacks the function cublasLtCreate"});
 }
 
 // What each attribute says to values of 1, 2, 4, 8 and 16 bytes.

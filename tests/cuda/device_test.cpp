@@ -4,11 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
-#include <functional>
 #include <string>
 #include <vector>
 
 #include "emulation/runtime.h"
+#include "support/errors.h"
 
 namespace polaron::cuda {
 namespace {
@@ -16,6 +16,8 @@ namespace {
 using emulation::fail_next;
 using emulation::fake_device;
 using emulation::WithOptions;
+using test::error_of;
+using test::expect_parts;
 
 class CudaDevice : public testing::Test {
  protected:
@@ -28,21 +30,6 @@ std::vector<unsigned char> pattern(std::size_t bytes) {
   std::vector<unsigned char> values(bytes);
   for (std::size_t i = 0; i < bytes; ++i) values[i] = static_cast<unsigned char>((i * 131 + i / 251 + 1) % 256);
   return values;
-}
-
-std::string message_of(const std::function<void()>& body) {
-  try {
-    body();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), Exit::device);
-    return error.what();
-  }
-  return "no error";
-}
-
-void expect_parts(const std::string& text, std::initializer_list<const char*> parts) {
-  for (const char* part : parts)
-    EXPECT_NE(text.find(part), std::string::npos) << "\"" << part << "\" in \"" << text << "\"";
 }
 
 TEST_F(CudaDevice, memory_is_aligned_and_zero) {
@@ -107,24 +94,25 @@ TEST_F(CudaDevice, zero_clears_the_bytes_asked_for_and_no_others) {
 }
 
 TEST_F(CudaDevice, more_than_there_is_is_refused_with_what_was_asked_and_what_is_free) {
-  const std::string message = message_of([&] { DeviceBuffer(*device_, std::size_t{5} << 30U); });
+  const std::string message = error_of(Exit::device, [&] { DeviceBuffer(*device_, std::size_t{5} << 30U); });
   expect_parts(message, {"emulated device", "5368709120 bytes (5.00 GiB)", "4.00 GiB) are free", "micro-batch"});
 }
 
 TEST_F(CudaDevice, errors_name_the_call_and_are_not_reported_twice) {
   fail_next("cudaMemsetAsync", cudaErrorInvalidValue);
   const DeviceBuffer buffer(*device_, 4);
-  expect_parts(message_of([&] { device_->zero(*stream_, buffer.data(), 4); }),
+  expect_parts(error_of(Exit::device, [&] { device_->zero(*stream_, buffer.data(), 4); }),
                {"cudaMemsetAsync", "cudaErrorInvalidValue", "CUDA_LAUNCH_BLOCKING"});
   EXPECT_EQ(cudaGetLastError(), cudaSuccess);
   for (const char* call : {"cudaStreamSynchronize", "cudaEventRecord", "cudaMemcpyAsync"}) {
     fail_next(call, cudaErrorInvalidValue);
-    expect_parts(message_of([&] {
-                   const std::unique_ptr<Event> event = device_->make_event();
-                   device_->copy(*stream_, buffer.data(), buffer.data(), 4);
-                   event->record(*stream_);
-                   stream_->synchronize();
-                 }),
+    expect_parts(error_of(Exit::device,
+                          [&] {
+                            const std::unique_ptr<Event> event = device_->make_event();
+                            device_->copy(*stream_, buffer.data(), buffer.data(), 4);
+                            event->record(*stream_);
+                            stream_->synchronize();
+                          }),
                  {call});
   }
 }
@@ -140,17 +128,17 @@ TEST_F(CudaDevice, info_describes_the_device_and_guesses_nothing) {
 TEST(MakeCudaDevice, says_why_there_is_none) {
   const auto make = [] { make_device(0); };
   fail_next("cudaGetDeviceCount", cudaErrorInsufficientDriver);
-  expect_parts(message_of(make), {"cudaGetDeviceCount", "driver", "--device cpu"});
+  expect_parts(error_of(Exit::device, make), {"cudaGetDeviceCount", "driver", "--device cpu"});
   fail_next("cudaSetDevice", cudaErrorDevicesUnavailable);
-  expect_parts(message_of(make), {"Another process"});
+  expect_parts(error_of(Exit::device, make), {"Another process"});
   const auto before = fake_device();
   fake_device().count = 0;
-  expect_parts(message_of(make), {"cudaErrorNoDevice", "nvidia-smi"});
+  expect_parts(error_of(Exit::device, make), {"cudaErrorNoDevice", "nvidia-smi"});
   fake_device() = before;
   fake_device().major = 7;
-  expect_parts(message_of(make), {"compute capability 7.0", "8.0"});
+  expect_parts(error_of(Exit::device, make), {"compute capability 7.0", "8.0"});
   fake_device() = before;
-  expect_parts(message_of([] { make_device(1); }), {"device 1", "there are 1"});
+  expect_parts(error_of(Exit::device, [] { make_device(1); }), {"device 1", "there are 1"});
 }
 
 TEST(MakeCudaDevice, leaves_no_memory_behind) {
@@ -170,7 +158,7 @@ __global__ void device_nothing() {}
 
 TEST(Launch, a_refused_call_names_itself) {
   fail_next("cudaFuncSetAttribute", cudaErrorInvalidValue);
-  expect_parts(message_of([] { allow_shared<device_nothing>(100); }), {"cudaFuncSetAttribute"});
+  expect_parts(error_of(Exit::device, [] { allow_shared<device_nothing>(100); }), {"cudaFuncSetAttribute"});
 }
 
 }  // namespace

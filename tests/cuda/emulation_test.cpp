@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cuda/launch.h"
+#include "support/errors.h"
 
 namespace polaron::cuda {
 namespace {
@@ -17,6 +18,7 @@ using emulation::Fault;
 using emulation::Options;
 using emulation::Order;
 using emulation::WithOptions;
+using test::contains;
 
 constexpr Order kOrders[] = {Order::forward, Order::reverse, Order::random};
 
@@ -28,11 +30,6 @@ std::string fault_of(Body&& body) {
     return fault.what();
   }
   return "";
-}
-
-testing::AssertionResult contains(const std::string& text, const std::string& part) {
-  if (text.find(part) != std::string::npos) return testing::AssertionSuccess();
-  return testing::AssertionFailure() << "\"" << part << "\" is not in \"" << text << "\"";
 }
 
 __global__ void write_indices(int* out, int count) {

@@ -5,37 +5,26 @@
 
 #include <string>
 
-#include "base/error.h"
+#include "support/errors.h"
 
 namespace polaron::test {
 namespace {
 
-std::string message_of_opening(const std::string& path) {
-  try {
-    open_cuda_library(path);
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), Exit::device);
-    return error.what();
-  }
-  return "opened";
+std::string error_of_opening(const std::string& path) {
+  return error_of(Exit::device, [&] { open_cuda_library(path); });
 }
 
-bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
-
 TEST(CudaLibrary, that_is_not_there_is_named) {
-  const std::string message = message_of_opening("/nowhere/libpolaron_cuda.so");
-  EXPECT_TRUE(has(message, "/nowhere/libpolaron_cuda.so") && has(message, "--device cpu")) << message;
+  expect_parts(error_of_opening("/nowhere/libpolaron_cuda.so"), {"/nowhere/libpolaron_cuda.so", "--device cpu"});
 }
 
 TEST(CudaLibrary, that_is_no_library_gives_the_loaders_reason) {
-  const std::string message = message_of_opening(POLARON_SOURCE_DIR "/README.md");
-  EXPECT_TRUE(has(message, "cannot be loaded") && has(message, "README.md")) << message;
+  expect_parts(error_of_opening(POLARON_SOURCE_DIR "/README.md"), {"cannot be loaded", "README.md"});
 }
 
 TEST(CudaLibrary, of_another_version_is_refused) {
   for (const char* path : {POLARON_LIBRARY_WITHOUT_ENTRY, POLARON_LIBRARY_OF_ANOTHER_VERSION}) {
-    const std::string message = message_of_opening(path);
-    EXPECT_TRUE(has(message, path) && has(message, "another version")) << message;
+    expect_parts(error_of_opening(path), {path, "another version"});
   }
 }
 
@@ -45,7 +34,7 @@ TEST(CudaLibrary, of_this_build_opens_without_a_driver_and_gives_a_backend_or_th
     EXPECT_EQ(library.make_backend(0)->device().info().kind, "cuda");
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), Exit::device);
-    EXPECT_TRUE(has(error.what(), "cudaGetDeviceCount")) << error.what();
+    EXPECT_TRUE(contains(error.what(), "cudaGetDeviceCount"));
   }
 }
 
