@@ -24,6 +24,10 @@ struct KernelRun {
   Options options;
 };
 
+// For messages.
+std::string text_of(const Where& where);
+const char* text_of(WarpOp op);
+
 class BlockRunner {
  public:
   BlockRunner();
