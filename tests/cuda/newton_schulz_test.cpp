@@ -1,8 +1,7 @@
 // Newton-Schulz on every machine: fp32 against double precision, bf16 against double precision that is rounded in the
 // same places.
-#include <random>
-
 #include "matrix_family.h"
+#include "ops/newton_schulz_reference.h"
 
 namespace polaron::test {
 namespace {
@@ -10,54 +9,6 @@ namespace {
 // Every step multiplies rounding errors in directions that x lacks by up to a; classic's twelve doublings carry them
 // to 4096 units.
 double tolerance_of(std::string_view table) { return table == "classic" ? 8e-4 : 2e-4; }
-
-NewtonSchulzSpec bf16_spec(std::string_view table, int steps = 0) {
-  NewtonSchulzSpec spec = newton_schulz_spec(table, steps);
-  spec.dtype = DType::bf16;
-  return spec;
-}
-
-const NewtonSchulzRow& row_at(const NewtonSchulzSpec& spec, int step) {
-  return spec.table[std::min(static_cast<std::size_t>(step), spec.table.size() - 1)];
-}
-
-Dense halves(Dense x) {
-  for (double& value : x.data) value = static_cast<double>(to_float(to_bf16(static_cast<float>(value))));
-  return x;
-}
-
-// left + factor * right.
-Dense sum(const Dense& left, double factor, const Dense& right) {
-  Dense result = left;
-  for (std::size_t i = 0; i < result.data.size(); ++i) result.data[i] += factor * right.data[i];
-  return result;
-}
-
-// The contract of NewtonSchulzSpec::dtype, with sums in double.
-Dense rounded_newton_schulz_of(const NewtonSchulzSpec& spec, const Dense& input) {
-  const auto eps = static_cast<double>(spec.norm_eps);
-  const double divisor =
-      spec.clamp_norm ? std::max(norm(input), eps) : norm(input) * static_cast<double>(spec.norm_factor) + eps;
-  Dense x = halves(scaled(input, 1.0 / divisor));
-  for (int step = 0; step < spec.steps; ++step) {
-    const NewtonSchulzRow& row = row_at(spec, step);
-    const Dense a = halves(product(x, transposed(x)));
-    const Dense b = halves(sum(scaled(a, static_cast<double>(row.b)), static_cast<double>(row.c), product(a, a)));
-    x = halves(sum(product(b, x), static_cast<double>(row.a), x));
-  }
-  return x;
-}
-
-// Entries 0, 1 and -1, of which a power of 4 are not 0: the norm is a power of 2.
-Dense signs(std::int64_t rows, std::int64_t cols) {
-  std::int64_t nonzero = 1;
-  while (4 * nonzero <= rows * cols) nonzero *= 4;
-  Dense x(rows, cols);
-  std::mt19937_64 generator(3);
-  for (std::int64_t i = 0; i < nonzero; ++i) x.data[static_cast<std::size_t>(i)] = generator() % 2 == 0 ? 1.0 : -1.0;
-  std::shuffle(x.data.begin(), x.data.end(), generator);
-  return x;
-}
 
 // The hard matrices of a shape, as one stack.
 struct HardStack {
