@@ -19,6 +19,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <system_error>
+#include <tuple>
 
 namespace polaron::test {
 namespace fs = std::filesystem;
@@ -232,6 +233,16 @@ std::vector<json> Workspace::metrics(const std::string& name, const std::string&
     json record = json::parse(line);
     if (kind.empty() || record.at("kind") == kind) result.push_back(std::move(record));
   }
+  return result;
+}
+
+std::vector<json> Workspace::spectra(const std::string& name) const {
+  std::vector<json> result;
+  std::istringstream lines(read("runs/" + name + "/spectra.jsonl"));
+  for (std::string line; std::getline(lines, line);) result.push_back(json::parse(line));
+  std::sort(result.begin(), result.end(), [](const json& a, const json& b) {
+    return std::tuple(a.at("step"), a.at("matrix"), a.at("of")) < std::tuple(b.at("step"), b.at("matrix"), b.at("of"));
+  });
   return result;
 }
 

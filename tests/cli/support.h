@@ -91,6 +91,8 @@ class Workspace {
   // The lines of runs/NAME/metrics.jsonl of one kind; of any where it is empty.
   std::vector<nlohmann::json> metrics(const std::string& name, const std::string& kind = "step") const;
   std::vector<double> losses(const std::string& name) const;
+  // The lines of runs/NAME/spectra.jsonl by step, matrix, and gradient before momentum.
+  std::vector<nlohmann::json> spectra(const std::string& name) const;
   // The names in runs/NAME/checkpoints, sorted.
   std::vector<std::string> checkpoints(const std::string& name) const;
 
