@@ -16,7 +16,9 @@ import unittest
 import warnings
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+from reproduce_case import MPIRUN, SCRIPTS
+
+sys.path.insert(0, str(SCRIPTS))
 
 from bench_scaling import base, cli  # noqa: E402
 
@@ -51,12 +53,6 @@ with open(folder + "/metrics.jsonl", "w") as file:
     for step in range(1, int(settings["training.steps"]) + 1):
         write(kind="step", step=step, tokens_per_s=1.0 if step <= 2 else 100.0 * n + step)
     write(kind="end", moved_a_step=bytes_of[how] * n if n > 1 else None)
-"""
-MPIRUN = """#!/bin/sh
-[ "$1" = -n ] || exit 1
-FAKE_PROCESSES=$2; export FAKE_PROCESSES
-shift 2
-exec "$@"
 """
 
 

@@ -17,11 +17,10 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "plot_run.py"
-specification = importlib.util.spec_from_file_location("plot_run", SCRIPT)
-plot_run = importlib.util.module_from_spec(specification)
-sys.modules["plot_run"] = plot_run  # dataclasses look their module up
-specification.loader.exec_module(plot_run)
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import plot_run  # noqa: E402
 
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 
@@ -182,7 +181,7 @@ class Refusing(InFolder):
         fake.mkdir()
         (fake / "matplotlib.py").write_text("raise ImportError('not here')\n", encoding="utf-8")
         result = subprocess.run(
-            [sys.executable, str(SCRIPT), "run"],
+            [sys.executable, str(SCRIPTS / "plot_run.py"), "run"],
             cwd=self.folder,
             text=True,
             capture_output=True,
