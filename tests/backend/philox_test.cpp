@@ -39,11 +39,9 @@ TEST(Philox, every_part_of_the_key_and_the_index_changes_the_numbers) {
   EXPECT_EQ(seen.size(), 9U);
 }
 
-TEST(Philox, numbers_are_constant_expressions) {
-  static_assert(philox(PhiloxKey{}, 0).word[0] == 0x6627E8D5);
-  static_assert(keyed_permutation(PhiloxKey{}, 1, 0) == 0);
-  SUCCEED();
-}
+// In constant expressions too: the first of the published vectors.
+static_assert(philox(PhiloxKey{}, 0).word[0] == 0x6627E8D5);
+static_assert(keyed_permutation(PhiloxKey{}, 1, 0) == 0);
 
 TEST(SketchGaussian, has_the_moments_of_the_sum_of_eight_uniforms) {
   constexpr int kCount = 1 << 18;

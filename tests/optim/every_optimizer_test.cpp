@@ -101,6 +101,7 @@ TEST_P(EveryOptimizer, clips_by_the_factor_on_the_device) {
     scaled.step(step, gradients);
   }
   EXPECT_LT(relative_distance(clipped.weights(), scaled.weights()), 1e-7);
+  EXPECT_EQ(clipped.state(), scaled.state());  // most directions do not depend on the gradient's size: their state does
 }
 
 TEST_P(EveryOptimizer, multiplies_every_rate_by_the_schedules_factor) {
