@@ -171,17 +171,23 @@ TEST(CrossEntropyRows, large_and_equal_logits_are_no_problem) {
   }
 }
 
-TEST(CrossEntropyRows, a_surely_predicted_target_keeps_the_digits_of_its_gradient) {
-  const Case c{1, 3, 3, {}, 0.0};
-  Matrix logits(1, 3);
-  logits.at(0, 1) = 14.0F;  // probability 1 - 1.7e-6
-  Column targets({1});
-  const LossReference expected = reference(logits.values(), c, targets.values(), 1.0);
-  HostStream stream;
-  double loss = 0.0;
-  cpu::make_loss_ops()->cross_entropy(stream, logits.tensor(), 3, targets.tensor(), Softcap{}, 1.0F, true, &loss);
-  EXPECT_NEAR(loss, expected.loss, 1e-1 * expected.loss);
-  EXPECT_NEAR(logits.at(0, 1), expected.gradient[1], 1e-1 * std::abs(expected.gradient[1]));
+// The sum of exponentials is fp32: next to the target's 1 each of the two others is rounded to half a unit in the last
+// place.
+TEST(CrossEntropyRows, a_surely_predicted_target_is_off_by_no_more_than_the_rounding_of_its_sum) {
+  for (const float logit : {2.0F, 8.0F, 11.3F, 14.0F, 16.5F}) {  // probabilities up to 1 - 1.4e-7
+    const Case c{1, 3, 3, {}, 0.0};
+    Matrix logits(1, 3);
+    logits.at(0, 1) = logit;
+    Column targets({1});
+    const LossReference expected = reference(logits.values(), c, targets.values(), 1.0);
+    HostStream stream;
+    double loss = 0.0;
+    cpu::make_loss_ops()->cross_entropy(stream, logits.tensor(), 3, targets.tensor(), Softcap{}, 1.0F, true, &loss);
+    const double rounding = 2 * std::ldexp(1.0, -24) + 2e-7 * expected.loss;
+    EXPECT_NEAR(loss, expected.loss, rounding) << logit;
+    EXPECT_NEAR(logits.at(0, 1), expected.gradient[1], rounding) << logit;
+    EXPECT_NEAR(logits.at(0, 1), std::expm1(-loss), 1e-7 * std::abs(expected.gradient[1])) << logit;
+  }
 }
 
 TEST(CrossEntropyRows, gives_the_same_bits_for_any_number_of_threads) {
