@@ -268,12 +268,20 @@ TEST(InitFrom, starts_from_the_same_weights_with_a_fresh_optimizer) {
   folder.write_data();
   folder.train("a");
   const auto source = contents(folder / "runs/a");
-  folder.train("b", {{"seed", 7}, {"training", {{"steps", 3}}}}, {"--init-from", "runs/a"});
+  const json patch = {{"seed", 7}, {"training", {{"steps", 3}}}};
+  folder.train("b", patch, {"--init-from", "runs/a"});
   const auto validation = folder.metrics("b", "validation");
   EXPECT_EQ(validation.front().at("step"), 0);
   EXPECT_DOUBLE_EQ(validation.front().at("val_loss"), folder.eval("runs/a").at("loss"));
   EXPECT_EQ(folder.losses("b").size(), 3U);
   EXPECT_EQ(contents(folder / "runs/a"), source);
+  // Where the source has no optimizer state the run is the same.
+  fs::create_directories(folder / "weights");
+  for (const char* name : {"config.json", "model.safetensors"}) {
+    fs::copy(folder / "runs/a/checkpoints/latest" / name, folder / "weights");
+  }
+  folder.train("c", patch, {"--init-from", "weights"});
+  EXPECT_EQ(folder.losses("c"), folder.losses("b"));
 }
 
 TEST(InitFrom, with_other_settings_of_the_same_tensors_says_so) {

@@ -59,7 +59,9 @@ TEST(SingularValues, squares_add_up_to_the_frobenius_norm) {
 }
 
 TEST(SingularValues, of_what_is_not_finite_are_nan) {
-  for (const double value : singular_values(std::vector<float>{1, NAN, 2, 3}, 2, 2)) EXPECT_TRUE(std::isnan(value));
+  const std::vector<double> values = singular_values(std::vector<float>{1, NAN, 2, 3}, 2, 2);
+  ASSERT_EQ(values.size(), 2U);
+  for (const double value : values) EXPECT_TRUE(std::isnan(value));
 }
 
 TEST(Spectrum, is_one_line_of_json) {
