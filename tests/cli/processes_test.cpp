@@ -83,9 +83,9 @@ TEST_P(EveryNumberOfProcesses, sees_the_same_batches_and_gives_the_same_losses) 
 }
 
 INSTANTIATE_TEST_SUITE_P(Optimizers, EveryNumberOfProcesses,
-                         testing::Values(Named{"adamw", 1e-6}, Named{"muon", 2e-6}, Named{"low_rank_muon", 2e-6},
-                                         Named{"low_rank_msgd", 2e-5}, Named{"muon", 2e-3, "bf16"},
-                                         Named{"low_rank_muon", 2e-3, "bf16"}),
+                         testing::Values(Named{"adamw", 5e-6}, Named{"muon", 1e-5}, Named{"low_rank_muon", 1e-5},
+                                         Named{"low_rank_msgd", 1e-4}, Named{"muon", 5e-3, "bf16"},
+                                         Named{"low_rank_muon", 5e-3, "bf16"}),
                          [](const auto& chosen) {
                            return std::string(chosen.param.type) + "_" + chosen.param.precision;
                          });
@@ -117,7 +117,7 @@ TEST(Exchange, of_sketches_is_low_rank_muon_on_the_whole_gradient) {
     for (const int processes : {2, 4}) {
       const std::string name = fs::path(std::string(sketch) + std::to_string(processes)).string();
       train(folder, name, processes, patch);
-      expect_same_losses(folder, std::string("alone-") + sketch, name, 2e-6);
+      expect_same_losses(folder, std::string("alone-") + sketch, name, 1e-5);
     }
   }
 }
@@ -180,7 +180,7 @@ TEST_P(EveryExchange, lets_checkpoints_move_between_numbers_of_processes) {
         folder.run(arguments, processes[part] == 1 ? ProcessOptions{} : with_processes(processes[part]));
     expect_ended(outcome, 0);
   }
-  expect_same_losses(folder, "straight", "moving", 2e-6);
+  expect_same_losses(folder, "straight", "moving", 1e-5);
 }
 
 TEST(Spectra, are_measured_by_the_owners_and_agree_with_those_of_one_process) {

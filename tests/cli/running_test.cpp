@@ -49,7 +49,7 @@ TEST(Run, bf16_is_refused_where_it_is_slow_unless_asked_for) {
     folder.train("fp32", {{"training", {{"steps", 3}}}});
     const double difference = largest_difference(folder.losses(std::string(key) + "_b"), folder.losses("fp32"));
     EXPECT_GT(difference, 0.0) << key;
-    EXPECT_LT(difference, 2e-3) << key;
+    EXPECT_LT(difference, 5e-3) << key;
     fs::remove_all(folder / "runs/fp32");
   }
 }
@@ -120,7 +120,7 @@ TEST(Run, in_micro_batches_has_the_losses_of_whole_batches) {
     patch["training"]["micro_batch"] = 2;
     const Outcome outcome = folder.train(std::string(name) + "2", patch);
     EXPECT_TRUE(contains(outcome.out, "8 x 16 tokens, micro-batch 2")) << outcome.out;
-    EXPECT_LT(largest_difference(folder.losses(std::string(name) + "8"), folder.losses(std::string(name) + "2")), 1e-6);
+    EXPECT_LT(largest_difference(folder.losses(std::string(name) + "8"), folder.losses(std::string(name) + "2")), 5e-6);
   }
 }
 
