@@ -137,9 +137,9 @@ TEST(Run, gradient_clip_limits_the_update_and_0_never_does) {
   const Workspace folder;
   folder.write_data();
   json patch = {{"optimizer",
-                 {{"matrices", {{"type", "sgd"}, {"rank", nullptr}, {"lr", 1.0}}},
-                  {"embeddings", {{"type", "sgd"}, {"lr", 1.0}}},
-                  {"vectors", {{"type", "sgd"}, {"lr", 1.0}}}}}};
+                 {{"matrices", {{"type", "sgd"}, {"rank", nullptr}, {"lr", 0.1}}},
+                  {"embeddings", {{"type", "sgd"}, {"lr", 0.1}}},
+                  {"vectors", {{"type", "sgd"}, {"lr", 0.1}}}}}};
   const auto train = [&](const std::string& name, double clip) {
     patch["training"]["gradient_clip"] = clip;
     folder.train(name, patch);
@@ -213,8 +213,8 @@ TEST(Overflow, of_the_loss_stops_the_run_with_4_and_without_a_checkpoint_after_i
     EXPECT_LT(last, 20);
     EXPECT_EQ(folder.checkpoints(type).size(), static_cast<std::size_t>(last)) << "one for each step before";
     EXPECT_EQ(folder.metrics(type, "end").back().at("exit_code"), 4);
-    const json eval = folder.eval(std::string("runs/") + type);
-    EXPECT_TRUE(eval.at("loss").is_number()) << eval;
+    // The newest one can be read. Its loss may be what was not finite.
+    EXPECT_TRUE(folder.eval(std::string("runs/") + type).contains("loss"));
   }
 }
 
