@@ -201,9 +201,13 @@ void add_bench(CLI::App& app, BenchCommand& command, Action& action) {
       ->capture_default_str();
   regression.add_option("--steps", command.steps, "Steps of each run")->check(at_least(1))->capture_default_str();
   regression.add_option("--noise", command.noise, "Scale of the noise, in root mean squares of the first gradient")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   regression
-      .add_option("--tolerance", command.tolerance, "Share of the first gradient's nuclear norm that is to be reached")
+      .add_option("--tolerances", command.tolerances,
+                  "Shares of the first gradient's nuclear norm that are to be reached")
+      ->check(CLI::PositiveNumber)
+      ->delimiter(',')
       ->capture_default_str();
   add_device(regression, command.device, command.threads);
   for (CLI::App* sub :

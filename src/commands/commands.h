@@ -59,8 +59,8 @@ struct BenchCommand {
   // regression
   std::int64_t unknown_rows = 48, unknown_columns = 64;
   std::int64_t steps = 500;
-  double noise = 1.0;      // of the first gradient's root mean square
-  double tolerance = 0.1;  // of the first gradient's nuclear norm
+  double noise = 1.0;                                // of the first gradient's root mean square
+  std::vector<double> tolerances = {0.5, 0.3, 0.2};  // of the first gradient's nuclear norm
   std::string device = "auto";
   int threads = 0;
 };
