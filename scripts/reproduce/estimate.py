@@ -26,9 +26,9 @@ def probe_config(config: dict, output: Path) -> dict:
     config["schedule"] = {"type": "constant"}
     config["checkpoint"] = {"every": 0, "keep": 1}
     config["sample"] = {"every": 0}
-    tokens = get(config, "validation.tokens", 0)
+    tokens = max(PROBE_VALIDATION_TOKENS, training["micro_batch"] * training["sequence_length"])  # whole batches
     config["validation"]["every"] = 0
-    config["validation"]["tokens"] = min(tokens or PROBE_VALIDATION_TOKENS, PROBE_VALIDATION_TOKENS)
+    config["validation"]["tokens"] = min(get(config, "validation.tokens", 0) or tokens, tokens)
     return config
 
 
@@ -50,9 +50,9 @@ def probe(config: dict, polaron: Polaron, options) -> dict:
         if done.returncode != 0 or not steps:
             raise Problem(f"a probe of {PROBE_STEPS} steps failed with exit code {done.returncode}; nothing is "
                           f"started. Its last lines:\n{last_lines(done.stdout + done.stderr)}", done.returncode or 2)
-        validation = next((line for line in lines if line.get("kind") == "validation"), None)
-        tokens = validation["val_tokens"] if validation else 0
-        token = validation["ms"] / 1e3 / tokens if tokens else 0.0
+        # The first validation comes before the first step and touches all memory for the first time.
+        token = min((line["ms"] / 1e3 / line["val_tokens"] for line in lines
+                     if line.get("kind") == "validation" and line.get("val_tokens")), default=0.0)
         return {"step": statistics.median(steps[1:] or steps), "validation_token": token}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
