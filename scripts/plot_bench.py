@@ -9,7 +9,7 @@
 
 FILEs of one kind are drawn together. Of orthogonalizations are written
 
-    OUT-error.png  what each sketch leaves over (||X - Q Q^T X|| / ||X||) against rank, at the largest size: a panel
+    OUT-error.png  what each sketch leaves over (||X - Q Q^T X|| / ||X||) against rank, at the smallest size: a panel
                    for each spectrum
     OUT-time.png   milliseconds against size, at rank an eighth of the size, beside Newton-Schulz and SVD of the whole
 
@@ -35,6 +35,7 @@ COLORS = {"columns": "#0072B2", "gaussian": "#E69F00", "power 1": "#009E73", "po
           "Newton-Schulz, full": "#D55E00", "SVD, full": "#999999", "gradient descent": "#999999", "MSGD": "#D55E00"}
 LOW_RANK_COLORS = ("#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#E69F00")
 RANK_FRACTION = 8  # of the time against size
+LEAST_RESIDUAL = 1e-3  # below it, the root of a difference of rounded fp32 numbers: not drawn
 
 
 @dataclass
@@ -85,12 +86,14 @@ def draw_error(bench: Bench, out: Path) -> None:
     for panel, spectrum in zip(axes, spectra):
         chosen = [each for each in bench.results if each["spectrum"] == spectrum and each["rank"] < bench.rows]
         for method in in_order(chosen, "method"):
-            line = sorted((each["rank"], each["residual"]) for each in chosen if each["method"] == method)
+            line = sorted((each["rank"], max(each["residual"], LEAST_RESIDUAL / 10)) for each in chosen
+                          if each["method"] == method)
             panel.plot(*zip(*line), color=COLORS.get(method), marker="o", markersize=4, linewidth=1.6, label=method)
         panel.set_title(f"singular values {spectrum}")
         use_ranks(panel, sorted({each["rank"] for each in chosen}))
         panel.set_xlabel("rank")
-        panel.set_ylim(0, 1)
+    residuals = [each["residual"] for each in bench.results if each["rank"] < bench.rows]
+    use_log_scale(axes[0], max(min(residuals) / 1.5, LEAST_RESIDUAL), 1.2)
     label_left(axes, "residual, share of the norm")
     axes[0].legend(frameon=False, fontsize=9)
     finish(figure, out)
@@ -110,7 +113,7 @@ def use_ranks(panel, ranks: list) -> None:
     from matplotlib.ticker import NullLocator
 
     panel.set_xscale("log", base=2)
-    panel.set_xticks(ranks, [short(rank) for rank in ranks])
+    panel.set_xticks(ranks, [f"{rank:,}" for rank in ranks])
     panel.xaxis.set_minor_locator(NullLocator())
 
 
@@ -191,7 +194,7 @@ def main(arguments=None) -> int:
             draw_regression(benches[0], written[0])
         else:
             written = [options.out.with_name(f"{options.out.name}-{what}.png") for what in ("error", "time")]
-            draw_error(max(benches, key=lambda bench: bench.rows), written[0])
+            draw_error(min(benches, key=lambda bench: bench.rows), written[0])
             draw_time(benches, written[1])
     except Problem as problem:
         print(f"plot_bench: {problem}", file=sys.stderr)
