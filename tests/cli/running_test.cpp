@@ -1,6 +1,8 @@
 // What runs compute and record, and what eval and generate make of them.
+#include <algorithm>
 #include <cmath>
 
+#include "io/safetensors.h"
 #include "support.h"
 
 namespace polaron::test {
@@ -17,6 +19,17 @@ double largest_difference(const std::vector<double>& a, const std::vector<double
 
 std::string weights_of(const Workspace& folder, const std::string& run) {
   return folder.read("runs/" + run + "/checkpoints/latest/model.safetensors");
+}
+
+void expect_finite_weights(const Workspace& folder, const std::string& run) {
+  const SafetensorsReader reader(folder / ("runs/" + run + "/checkpoints/latest/model.safetensors"));
+  ASSERT_FALSE(reader.tensors().empty());
+  for (const TensorInfo& tensor : reader.tensors()) {
+    std::vector<float> values(tensor.bytes() / sizeof(float));
+    reader.read_f32(tensor.name, values.data(), values.size());
+    EXPECT_TRUE(std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); }))
+        << tensor.name;
+  }
 }
 
 json matrices(const json& settings) { return {{"optimizer", {{"matrices", settings}}}}; }
@@ -213,8 +226,9 @@ TEST(Overflow, of_the_loss_stops_the_run_with_4_and_without_a_checkpoint_after_i
     EXPECT_LT(last, 20);
     EXPECT_EQ(folder.checkpoints(type).size(), static_cast<std::size_t>(last)) << "one for each step before";
     EXPECT_EQ(folder.metrics(type, "end").back().at("exit_code"), 4);
-    // The newest one can be read. Its loss may be what was not finite.
+    // What is kept can be gone on from: what was not finite may be the newest one's loss, but no weight.
     EXPECT_TRUE(folder.eval(std::string("runs/") + type).contains("loss"));
+    expect_finite_weights(folder, type);
   }
 }
 
