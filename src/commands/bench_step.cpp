@@ -10,8 +10,8 @@
 #include "optim/optimizer.h"
 #include "train/console.h"
 #include "train/device_batch.h"
+#include "train/gemm_rate.h"
 #include "train/profile.h"
-#include "train/session.h"
 
 namespace polaron {
 

@@ -10,6 +10,7 @@
 #include "data/shard.h"
 #include "io/atomic.h"
 #include "train/backend_factory.h"
+#include "train/memory_fit.h"
 #include "train/report.h"
 #include "train/session.h"
 

@@ -3,16 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
-#include <cstring>
-#include <limits>
 #include <vector>
 
-#include "backend/philox.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "data/shard.h"
 #include "train/huggingface.h"
+#include "train/memory_fit.h"
 #include "train/processes.h"
 
 namespace polaron {
@@ -59,60 +56,6 @@ void check_precision(const Config& config, const Assignment& assignment, Device&
   throw Error(Exit::usage, fmt::format("{} \"bf16\": products of bf16 would be slower than fp32's here: {}. Use "
                                        "\"fp32\", or set allow_slow_bf16 to true to compute so all the same.",
                                        computed_in_bf16(config) ? "precision" : "newton_schulz_precision", reason));
-}
-
-constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
-double in_gib(std::int64_t bytes) { return static_cast<double>(bytes) / kGiB; }
-
-// What memory plans of one session depend on.
-struct Planned {
-  const Config& config;
-  const ParameterTable& table;
-  const Assignment& assignment;
-  const Ownership& ownership;
-  const Communicator& communicator;
-  Backend& backend;
-
-  std::int64_t fitting(Recompute recompute, std::int64_t bytes) const {
-    Config changed = config;
-    changed.training.recompute = recompute;
-    return largest_micro_batch(std::move(changed), table, assignment, ownership, communicator.rank(), backend, bytes);
-  }
-};
-
-std::string what_would_fit(const Planned& planned, std::int64_t bytes) {
-  const Recompute recompute = planned.config.training.recompute;
-  if (const std::int64_t count = planned.fitting(recompute, bytes); count > 0) {
-    return fmt::format("training.micro_batch {} would fit", count);
-  }
-  if (const std::int64_t count = planned.fitting(Recompute::block, bytes); count > 0) {
-    return fmt::format("training.micro_batch {} would fit with training.recompute \"block\"", count);
-  }
-  return "Not even training.micro_batch 1 with training.recompute \"block\" would fit: choose a smaller model or more "
-         "processes";
-}
-
-void check_memory(const Planned& planned, const MemoryPlan& memory) {
-  Device& device = planned.backend.device();
-  const std::int64_t free = free_memory(device, 1);
-  if (free <= 0 || memory.total() <= free) return;
-  throw Error(
-      Exit::device,
-      fmt::format("the run needs {:.2f} GiB of memory on {} (activations {:.2f} GiB), and {:.2f} GiB are free. {}; "
-                  "`polaron plan` shows what each part takes.",
-                  in_gib(memory.total()), device.info().name, in_gib(memory.activations), in_gib(free),
-                  what_would_fit(planned, free)));
-}
-
-// The same for all processes. 1 where nothing fits: the check that follows says so.
-std::int64_t choose_micro_batch(const Planned& planned, Communicator& communicator) {
-  const std::int64_t free = free_memory(planned.backend.device(), communicator.local_size());
-  const Recompute recompute = planned.config.training.recompute;
-  std::vector<double> all(static_cast<std::size_t>(communicator.size()));
-  all[static_cast<std::size_t>(communicator.rank())] =
-      static_cast<double>(planned.fitting(recompute, filled_by_auto(free)));
-  communicator.sum_host(all);
-  return std::max<std::int64_t>(1, static_cast<std::int64_t>(*std::min_element(all.begin(), all.end())));
 }
 
 LoaderOptions loader_options(const Config& config, const Communicator& communicator, std::int32_t separator) {
@@ -193,12 +136,10 @@ Session::Session(Config given, bool initialize, Communicator& communicator_, Cho
     config.training.micro_batch = micro_batch_of(config.training, communicator.size());
   }
   const Ownership ownership(assignment, table, communicator.size(), config.parallel.exchange);
-  const Planned planned{config, table, assignment, ownership, communicator, backend};
+  const MemoryFit fit(config, table, assignment, ownership, communicator, backend);
   if (config.training.micro_batch == kAutoMicroBatch) {
-    config.training.micro_batch = choose_micro_batch(planned, communicator);
-    micro_batch_note =
-        fmt::format("training.micro_batch \"auto\": {}, the most that fit into {:.2f} GiB of free memory",
-                    config.training.micro_batch, in_gib(free_memory(backend.device(), communicator.local_size())));
+    config.training.micro_batch = fit.choose_micro_batch();
+    micro_batch_note = fit.note(config.training.micro_batch);
   }
   memory = plan_memory(config, table, assignment, ownership, communicator.rank(), backend);
   traffic = plan_traffic(ownership, computed_in_bf16(config));
@@ -211,7 +152,7 @@ Session::Session(Config given, bool initialize, Communicator& communicator_, Cho
                             config.data.validation, validation->available()));
     }
   }
-  check_memory(planned, memory);
+  fit.check(memory);
   stream = backend.device().make_stream();
   const auto bytes = static_cast<std::size_t>(table.stored_elements()) * sizeof(float);
   weights = DeviceBuffer(backend.device(), bytes);
@@ -270,68 +211,6 @@ std::vector<std::int32_t> Session::sample_prompt() const {
                                          vocabulary->name()));
   }
   return ids;
-}
-
-namespace {
-
-// Uniform numbers in [-1, 1): some are drawn, and then doubled again and again by copies.
-void fill_random(Backend& backend, Stream& stream, const Tensor& to, std::uint32_t tensor) {
-  constexpr std::int64_t kDrawn = 65537;  // odd: rows of the matrix differ
-  const std::int64_t drawn = std::min(kDrawn, to.elements());
-  const std::size_t size = size_of(to.dtype);
-  std::vector<std::byte> host(static_cast<std::size_t>(drawn) * size);
-  const PhiloxKey key = make_key(1, RandomPurpose::test, 0, tensor);
-  for (std::int64_t i = 0; i < drawn; ++i) {
-    const float value = static_cast<float>(philox(key, static_cast<std::uint64_t>(i)).word[0] >> 8U) * 0x1p-23F - 1.0F;
-    const bf16 rounded = to_bf16(value);
-    const void* const from = to.dtype == DType::bf16 ? static_cast<const void*>(&rounded) : &value;
-    std::memcpy(host.data() + static_cast<std::size_t>(i) * size, from, size);
-  }
-  auto* const data = static_cast<std::byte*>(to.data);
-  backend.device().upload(stream, data, host.data(), host.size());
-  for (std::int64_t filled = drawn; filled < to.elements(); filled *= 2) {
-    const std::int64_t count = std::min(filled, to.elements() - filled);
-    backend.device().copy(stream, data + static_cast<std::size_t>(filled) * size, data,
-                          static_cast<std::size_t>(count) * size);
-  }
-  stream.synchronize();
-}
-
-}  // namespace
-
-std::int64_t free_memory(Device& device, int processes_here) {
-  const DeviceInfo info = device.info();
-  const auto free = static_cast<std::int64_t>(info.memory_free);
-  return info.kind == "cpu" ? free / processes_here : free;  // of GPUs each process has its own
-}
-
-double measure_gemm_rate(Backend& backend, DType dtype) {
-  using Clock = std::chrono::steady_clock;
-  const auto stream = backend.device().make_stream();
-  double best = 0;
-  // Larger and larger, until a product takes long enough to be timed.
-  for (std::int64_t n = 512; n <= 8192; n *= 2) {
-    const auto elements = static_cast<std::size_t>(n * n);
-    const std::uint64_t free = backend.device().info().memory_free;
-    if (best > 0 && free > 0 && 4 * elements * size_of(dtype) > free) break;  // the run has filled the memory
-    const DeviceBuffer a(backend.device(), elements * size_of(dtype));
-    const DeviceBuffer b(backend.device(), elements * size_of(dtype));
-    const DeviceBuffer c(backend.device(), elements * size_of(dtype));
-    const auto matrix = [&](const DeviceBuffer& buffer) { return Tensor(buffer.data(), dtype, n, n); };
-    // Products of zeros take less power, and a device that is held back by its power would seem faster than it is.
-    fill_random(backend, *stream, matrix(a), 1);
-    fill_random(backend, *stream, matrix(b), 2);
-    double fastest = std::numeric_limits<double>::infinity();
-    for (int repeat = 0; repeat < 5; ++repeat) {  // the first one warms up; other processes disturb some
-      const auto start = Clock::now();
-      backend.linear().forward(*stream, matrix(a), matrix(b), {}, Activation::none, matrix(c), {});
-      stream->synchronize();
-      fastest = std::min(fastest, std::chrono::duration<double>(Clock::now() - start).count());
-    }
-    best = std::max(best, 2.0 * static_cast<double>(n * n * n) / fastest);
-    if (fastest > 0.005) break;
-  }
-  return best;
 }
 
 }  // namespace polaron

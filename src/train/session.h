@@ -72,13 +72,4 @@ class Session {
   ModelWeights weights_view() { return {config.model, table, weights.as<float>()}; }
 };
 
-// Bytes of the device's memory that are free for one of the processes on this machine.
-std::int64_t free_memory(Device& device, int processes_here);
-// What of it "auto" micro-batches may fill: the rest is for what libraries take themselves.
-constexpr std::int64_t filled_by_auto(std::int64_t free_bytes) { return free_bytes / 16 * 15; }
-
-// Highest rate in FLOP/s that the device's GEMM of operands of this type reaches on a large square product, measured in
-// well under a second.
-double measure_gemm_rate(Backend& backend, DType dtype);
-
 }  // namespace polaron

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "config/enum_names.h"
 #include "train/format.h"
+#include "train/gemm_rate.h"
 #include "train/generate.h"
 #include "train/report.h"
 #include "train/trainer_class.h"

@@ -1,0 +1,77 @@
+#include "train/memory_fit.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+
+namespace polaron {
+namespace {
+
+double in_gib(std::int64_t bytes) { return static_cast<double>(bytes) / (1024.0 * 1024.0 * 1024.0); }
+
+}  // namespace
+
+std::int64_t free_memory(Device& device, int processes_here) {
+  const DeviceInfo info = device.info();
+  const auto free = static_cast<std::int64_t>(info.memory_free);
+  return info.kind == "cpu" ? free / processes_here : free;  // of GPUs each process has its own
+}
+
+MemoryFit::MemoryFit(const Config& config, const ParameterTable& table, const Assignment& assignment,
+                     const Ownership& ownership, Communicator& communicator, Backend& backend)
+    : config_(config),
+      table_(table),
+      assignment_(assignment),
+      ownership_(ownership),
+      communicator_(communicator),
+      backend_(backend) {}
+
+std::int64_t MemoryFit::largest(Recompute recompute, std::int64_t bytes) const {
+  Config changed = config_;
+  changed.training.recompute = recompute;
+  return largest_micro_batch(std::move(changed), table_, assignment_, ownership_, communicator_.rank(), backend_,
+                             bytes);
+}
+
+std::string MemoryFit::what_would_fit(std::int64_t bytes) const {
+  if (const std::int64_t count = largest(config_.training.recompute, bytes); count > 0) {
+    return fmt::format("training.micro_batch {} would fit", count);
+  }
+  if (const std::int64_t count = largest(Recompute::block, bytes); count > 0) {
+    return fmt::format("training.micro_batch {} would fit with training.recompute \"block\"", count);
+  }
+  return "Not even training.micro_batch 1 with training.recompute \"block\" would fit: choose a smaller model or more "
+         "processes";
+}
+
+void MemoryFit::check(const MemoryPlan& memory) const {
+  Device& device = backend_.device();
+  const std::int64_t free = free_memory(device, 1);
+  if (free <= 0 || memory.total() <= free) return;
+  throw Error(
+      Exit::device,
+      fmt::format("the run needs {:.2f} GiB of memory on {} (activations {:.2f} GiB), and {:.2f} GiB are free. {}; "
+                  "`polaron plan` shows what each part takes.",
+                  in_gib(memory.total()), device.info().name, in_gib(memory.activations), in_gib(free),
+                  what_would_fit(free)));
+}
+
+std::int64_t MemoryFit::choose_micro_batch() const {
+  const std::int64_t free = free_memory(backend_.device(), communicator_.local_size());
+  std::vector<double> all(static_cast<std::size_t>(communicator_.size()));
+  all[static_cast<std::size_t>(communicator_.rank())] =
+      static_cast<double>(largest(config_.training.recompute, filled_by_auto(free)));
+  communicator_.sum_host(all);
+  return std::max<std::int64_t>(1, static_cast<std::int64_t>(*std::min_element(all.begin(), all.end())));
+}
+
+std::string MemoryFit::note(std::int64_t micro_batch) const {
+  return fmt::format("training.micro_batch \"auto\": {}, the most that fit into {:.2f} GiB of free memory", micro_batch,
+                     in_gib(free_memory(backend_.device(), communicator_.local_size())));
+}
+
+}  // namespace polaron
