@@ -7,11 +7,14 @@
 #include <set>
 
 #include "shard_files.h"
+#include "support/errors.h"
 
 namespace polaron {
 namespace {
 
 using namespace testing_data;
+using test::contains;
+using test::error_of;
 
 // Three shards of 21, 30 and 9 windows of 4 tokens, with tails of 3, 0 and 2 unused tokens; every token tells its
 // place.
@@ -225,9 +228,9 @@ TEST_F(LoaderTest, error_names_file_and_offset_of_an_id_outside_the_vocabulary) 
   for (int i = 0; i < 4; ++i) EXPECT_EQ(loader.next().target_count, 8);  // what comes before it is handed out
   for (int call = 0; call < 2; ++call) {
     const auto message = error_of(Exit::data, [&] { loader.next(); });
-    EXPECT_NAMES(message, bad.pattern);
-    EXPECT_NAMES(message, "token id 3000 at offset " + std::to_string(1024 + 2 * 33));
-    EXPECT_NAMES(message, "vocabulary of 3000");
+    EXPECT_TRUE(contains(message, bad.pattern));
+    EXPECT_TRUE(contains(message, "token id 3000 at offset " + std::to_string(1024 + 2 * 33)));
+    EXPECT_TRUE(contains(message, "vocabulary of 3000"));
   }
   bad.vocabulary_size = 3001;
   EXPECT_EQ(take_all(bad, 5).size(), 40U);
@@ -240,15 +243,15 @@ TEST_F(LoaderTest, error_names_an_id_that_is_a_target_alone) {
   bad.global_batch = bad.micro_batch = 1;
   Loader loader(bad);
   const auto message = error_of(Exit::data, [&] { loader.next(); });
-  EXPECT_NAMES(message, "token id 2147483648 at offset " + std::to_string(1024 + 4 * 4));
+  EXPECT_TRUE(contains(message, "token id 2147483648 at offset " + std::to_string(1024 + 4 * 4)));
 }
 
 TEST_F(LoaderTest, error_counts_what_is_missing_for_one_global_batch) {
   auto large = options();
   large.global_batch = large.micro_batch = 61;
   const auto message = error_of(Exit::data, [&] { Loader loader(large); });
-  EXPECT_NAMES(message, "3 files with 248 tokens make 60 sequences of 4 tokens");
-  EXPECT_NAMES(message, "61");
+  EXPECT_TRUE(contains(message, "3 files with 248 tokens make 60 sequences of 4 tokens"));
+  EXPECT_TRUE(contains(message, "61"));
 }
 
 TEST_F(LoaderTest, error_names_figures_that_do_not_divide) {
@@ -256,9 +259,9 @@ TEST_F(LoaderTest, error_names_figures_that_do_not_divide) {
   uneven.processes = 2;
   uneven.micro_batch = 4;
   const auto message = error_of(Exit::usage, [&] { Loader loader(uneven); });
-  EXPECT_NAMES(message, "global batch of 12");
-  EXPECT_NAMES(message, "2 processes");
-  EXPECT_NAMES(message, "micro-batches of 4");
+  EXPECT_TRUE(contains(message, "global batch of 12"));
+  EXPECT_TRUE(contains(message, "2 processes"));
+  EXPECT_TRUE(contains(message, "micro-batches of 4"));
   uneven.micro_batch = std::int64_t{1} << 62;
   error_of(Exit::usage, [&] { Loader loader(uneven); });
 }
@@ -274,7 +277,7 @@ TEST_F(LoaderTest, refuses_sizes_that_are_not_positive_and_a_mask_without_a_sepa
   }
   auto masked = options();
   masked.document_mask = true;
-  EXPECT_NAMES(error_of(Exit::usage, [&] { Loader loader(masked); }), "separator");
+  EXPECT_TRUE(contains(error_of(Exit::usage, [&] { Loader loader(masked); }), "separator"));
 }
 
 TEST_F(LoaderTest, ends_at_once_whether_batches_were_taken_or_not) {

@@ -3,11 +3,14 @@
 #include <gtest/gtest.h>
 
 #include "shard_files.h"
+#include "support/errors.h"
 
 namespace polaron {
 namespace {
 
 using namespace testing_data;
+using test::contains;
+using test::error_of;
 using Pieces = std::vector<std::string_view>;
 
 const PreTokenizer& gpt2() {
@@ -49,8 +52,8 @@ TEST(PreTokenizer, an_empty_match_splits_nothing) {
 
 TEST(PreTokenizer, error_names_the_file_and_the_place_in_the_pattern) {
   const auto message = error_of(Exit::data, [] { PreTokenizer("a(b", "vocabulary.json"); });
-  EXPECT_NAMES(message, "vocabulary.json");
-  EXPECT_NAMES(message, "offset 3");
+  EXPECT_TRUE(contains(message, "vocabulary.json"));
+  EXPECT_TRUE(contains(message, "offset 3"));
 }
 
 }  // namespace

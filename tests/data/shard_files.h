@@ -8,12 +8,10 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
-#include <functional>
 #include <ios>
 #include <string>
 #include <vector>
 
-#include "base/error.h"
 
 namespace polaron::testing_data {
 
@@ -64,19 +62,5 @@ inline std::vector<std::uint32_t> counting(std::uint32_t first, std::size_t coun
   for (std::size_t i = 0; i < count; ++i) ids[i] = first + static_cast<std::uint32_t>(i);
   return ids;
 }
-
-// The message of the polaron::Error that `action` throws; fails the test where it throws none or has another exit code.
-inline std::string error_of(Exit code, const std::function<void()>& action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    EXPECT_EQ(static_cast<int>(error.code()), static_cast<int>(code)) << error.what();
-    return error.what();
-  }
-  ADD_FAILURE() << "no error was thrown";
-  return {};
-}
-
-#define EXPECT_NAMES(message, part) EXPECT_NE((message).find(part), std::string::npos) << (message)
 
 }  // namespace polaron::testing_data

@@ -6,11 +6,14 @@
 #include <stdexcept>
 
 #include "shard_files.h"
+#include "support/errors.h"
 
 namespace polaron {
 namespace {
 
 using namespace testing_data;
+using test::contains;
+using test::error_of;
 
 std::vector<std::int32_t> read_all(const Shard& shard) {
   std::vector<std::int32_t> ids(shard.tokens());
@@ -80,13 +83,13 @@ TEST(Shard, moves) {
 
 TEST(Shard, error_names_a_missing_file) {
   const auto message = error_of_shard("/nonexistent/folder/a.bin");
-  EXPECT_NAMES(message, "/nonexistent/folder/a.bin");
-  EXPECT_NAMES(message, "No such file");
+  EXPECT_TRUE(contains(message, "/nonexistent/folder/a.bin"));
+  EXPECT_TRUE(contains(message, "No such file"));
 }
 
 TEST(Shard, error_tells_a_folder_from_a_file) {
   const TemporaryFolder folder;
-  EXPECT_NAMES(error_of_shard(folder.file("")), "*.bin");
+  EXPECT_TRUE(contains(error_of_shard(folder.file("")), "*.bin"));
 }
 
 TEST(Shard, error_names_where_a_short_header_ends) {
@@ -95,8 +98,8 @@ TEST(Shard, error_names_where_a_short_header_ends) {
   for (const std::size_t size : {0, 3, 1023}) {
     write_bytes(path, shard_bytes<std::uint16_t>({1, 2, 3}).substr(0, size));
     const auto message = error_of_shard(path);
-    EXPECT_NAMES(message, path);
-    EXPECT_NAMES(message, "offset " + std::to_string(size));
+    EXPECT_TRUE(contains(message, path));
+    EXPECT_TRUE(contains(message, "offset " + std::to_string(size)));
   }
 }
 
@@ -105,9 +108,9 @@ TEST(Shard, error_names_a_wrong_magic) {
   const auto path = folder.file("a.bin");
   write_bytes(path, with_header_word(0, 20240521));
   const auto message = error_of_shard(path);
-  EXPECT_NAMES(message, path);
-  EXPECT_NAMES(message, "offset 0 is 20240521");
-  EXPECT_NAMES(message, "prepare_text.py");
+  EXPECT_TRUE(contains(message, path));
+  EXPECT_TRUE(contains(message, "offset 0 is 20240521"));
+  EXPECT_TRUE(contains(message, "prepare_text.py"));
 }
 
 TEST(Shard, error_names_a_wrong_version) {
@@ -115,7 +118,7 @@ TEST(Shard, error_names_a_wrong_version) {
   const auto path = folder.file("a.bin");
   for (const std::int32_t version : {0, 2, 7, -1}) {  // 7 is right for the other magic alone
     write_bytes(path, with_header_word(1, version));
-    EXPECT_NAMES(error_of_shard(path), "offset 4 is " + std::to_string(version));
+    EXPECT_TRUE(contains(error_of_shard(path), "offset 4 is " + std::to_string(version)));
   }
 }
 
@@ -123,7 +126,7 @@ TEST(Shard, error_names_a_negative_count) {
   const TemporaryFolder folder;
   const auto path = folder.file("a.bin");
   write_bytes(path, with_header_word(2, -5));
-  EXPECT_NAMES(error_of_shard(path), "offset 8 is negative (-5)");
+  EXPECT_TRUE(contains(error_of_shard(path), "offset 8 is negative (-5)"));
 }
 
 TEST(Shard, error_names_where_a_truncated_tail_ends) {
@@ -133,8 +136,8 @@ TEST(Shard, error_names_where_a_truncated_tail_ends) {
   for (std::size_t missing = 1; missing <= 12; ++missing) {
     write_bytes(path, whole.substr(0, whole.size() - missing));
     const auto message = error_of_shard(path);
-    EXPECT_NAMES(message, "ends at offset " + std::to_string(1036 - missing));
-    EXPECT_NAMES(message, "promises 3 tokens");
+    EXPECT_TRUE(contains(message, "ends at offset " + std::to_string(1036 - missing)));
+    EXPECT_TRUE(contains(message, "promises 3 tokens"));
   }
 }
 
@@ -142,7 +145,7 @@ TEST(Shard, error_names_where_trailing_bytes_start) {
   const TemporaryFolder folder;
   const auto path = folder.file("a.bin");
   write_bytes(path, shard_bytes<std::uint16_t>({1, 2, 3}) + "x");
-  EXPECT_NAMES(error_of_shard(path), "1 bytes follow the 3 tokens that the header promises, from offset 1030");
+  EXPECT_TRUE(contains(error_of_shard(path), "1 bytes follow the 3 tokens that the header promises, from offset 1030"));
 }
 
 TEST(ExpandPattern, sorts_files_and_names_a_pattern_without_any) {
@@ -155,7 +158,7 @@ TEST(ExpandPattern, sorts_files_and_names_a_pattern_without_any) {
                                       folder.file("train_000010.bin")}));
   EXPECT_EQ(expand_pattern(folder.file("train_000002.bin")).size(), 1U);
   const auto pattern = folder.file("nothing_*.bin");
-  EXPECT_NAMES(error_of(Exit::data, [&] { expand_pattern(pattern); }), pattern);
+  EXPECT_TRUE(contains(error_of(Exit::data, [&] { expand_pattern(pattern); }), pattern));
   error_of(Exit::data, [] { expand_pattern(""); });
 }
 

@@ -6,11 +6,14 @@
 #include <set>
 
 #include "shard_files.h"
+#include "support/errors.h"
 
 namespace polaron {
 namespace {
 
 using namespace testing_data;
+using test::contains;
+using test::error_of;
 
 // Shards of 10, 1, 0 and 23 tokens: 9 + 0 + 0 + 22 = 31 targets.
 class ValidationTest : public ::testing::Test {
@@ -141,8 +144,8 @@ TEST_F(ValidationTest, errors_are_those_of_the_loader) {
   auto wrong = options();
   wrong.vocabulary_size = 1010;
   const auto message = error_of(Exit::data, [&] { predictions(wrong); });
-  EXPECT_NAMES(message, "validation_3.bin");
-  EXPECT_NAMES(message, "token id 1010 at offset " + std::to_string(1024 + 2 * 10));
+  EXPECT_TRUE(contains(message, "validation_3.bin"));
+  EXPECT_TRUE(contains(message, "token id 1010 at offset " + std::to_string(1024 + 2 * 10)));
   wrong = options();
   wrong.tokens = -1;
   error_of(Exit::usage, [&] { ValidationReader reader(wrong); });
@@ -151,7 +154,8 @@ TEST_F(ValidationTest, errors_are_those_of_the_loader) {
   error_of(Exit::usage, [&] { ValidationReader reader(wrong); });
   wrong = options();
   wrong.pattern = folder_.file("validation_[12].bin");
-  EXPECT_NAMES(error_of(Exit::data, [&] { ValidationReader reader(wrong); }), "2 files without a token to predict");
+  EXPECT_TRUE(
+      contains(error_of(Exit::data, [&] { ValidationReader reader(wrong); }), "2 files without a token to predict"));
 }
 
 }  // namespace

@@ -10,11 +10,14 @@
 
 #include "data/base64.h"
 #include "shard_files.h"
+#include "support/errors.h"
 
 namespace polaron {
 namespace {
 
 using namespace testing_data;
+using test::contains;
+using test::error_of;
 using Json = nlohmann::json;
 using Ids = std::vector<std::int32_t>;
 
@@ -151,8 +154,8 @@ TEST(Vocabulary, opaque_knows_its_size_and_sends_prompts_to_ids) {
   EXPECT_EQ(vocabulary.size(), 32000);
   EXPECT_EQ(vocabulary.name(), "llama");
   const auto message = error_of(Exit::usage, [&] { vocabulary.encode("text"); });
-  EXPECT_NAMES(message, "llama");
-  EXPECT_NAMES(message, "--prompt-ids");
+  EXPECT_TRUE(contains(message, "llama"));
+  EXPECT_TRUE(contains(message, "--prompt-ids"));
   EXPECT_EQ(vocabulary.decode(Ids{1, 500, 7}), "1 500 7");
 }
 
@@ -176,12 +179,12 @@ TEST(Vocabulary, separator_may_be_absent) {
 }
 
 TEST(Vocabulary, errors_name_the_file_and_the_place_in_it) {
-  EXPECT_NAMES(error_of(Exit::data, [] { Vocabulary::load("/nonexistent/vocabulary.json"); }), "/nonexistent");
+  EXPECT_TRUE(contains(error_of(Exit::data, [] { Vocabulary::load("/nonexistent/vocabulary.json"); }), "/nonexistent"));
   const TemporaryFolder folder;
-  EXPECT_NAMES(error_of(Exit::data, [&] { Vocabulary::load(folder.file("")); }), folder.file(""));
+  EXPECT_TRUE(contains(error_of(Exit::data, [&] { Vocabulary::load(folder.file("")); }), folder.file("")));
   const auto not_json = error_of(Exit::data, [] { Vocabulary::parse("{\"format\": ", "cut.json"); });
-  EXPECT_NAMES(not_json, "cut.json");
-  EXPECT_NAMES(not_json, "offset 12");
+  EXPECT_TRUE(contains(not_json, "cut.json"));
+  EXPECT_TRUE(contains(not_json, "offset 12"));
   error_of(Exit::data, [] { Vocabulary::parse("[]", "test.json"); });
   error_of(Exit::data, [] { Vocabulary::parse("{\"size\": 1e999}", "test.json"); });
 
@@ -190,40 +193,40 @@ TEST(Vocabulary, errors_name_the_file_and_the_place_in_it) {
     json[Json::json_pointer(pointer)] = value;
     return error_of_vocabulary(json);
   };
-  EXPECT_NAMES(with("/format", "other"), "test.json");
-  EXPECT_NAMES(with("/format", "other"), "'/format'");
-  EXPECT_NAMES(with("/version", 2), "version 2");
-  EXPECT_NAMES(with("/version", 0), "'/version'");
-  EXPECT_NAMES(with("/kind", "wordpiece"), "'/kind'");
-  EXPECT_NAMES(with("/name", 3), "'/name'");
-  EXPECT_NAMES(with("/size", 601), "'/tokens'");
-  EXPECT_NAMES(with("/size", -1), "'/size'");
-  EXPECT_NAMES(with("/size", 1.5), "'/size'");
-  EXPECT_NAMES(with("/size", 18446744073709551615ULL), "'/size'");
-  EXPECT_NAMES(error_of(Exit::data,
-                        [] {
-                          Vocabulary::parse(R"({"format": "polaron vocabulary", "version": 1, "kind": "bytes",
+  EXPECT_TRUE(contains(with("/format", "other"), "test.json"));
+  EXPECT_TRUE(contains(with("/format", "other"), "'/format'"));
+  EXPECT_TRUE(contains(with("/version", 2), "version 2"));
+  EXPECT_TRUE(contains(with("/version", 0), "'/version'"));
+  EXPECT_TRUE(contains(with("/kind", "wordpiece"), "'/kind'"));
+  EXPECT_TRUE(contains(with("/name", 3), "'/name'"));
+  EXPECT_TRUE(contains(with("/size", 601), "'/tokens'"));
+  EXPECT_TRUE(contains(with("/size", -1), "'/size'"));
+  EXPECT_TRUE(contains(with("/size", 1.5), "'/size'"));
+  EXPECT_TRUE(contains(with("/size", 18446744073709551615ULL), "'/size'"));
+  EXPECT_TRUE(contains(error_of(Exit::data,
+                                [] {
+                                  Vocabulary::parse(R"({"format": "polaron vocabulary", "version": 1, "kind": "bytes",
                                                 "name": "bytes", "size": 1000000000})",
-                                            "test.json");
-                        }),
-               "'/size'");
-  EXPECT_NAMES(with("/separator", 600), "'/separator'");
-  EXPECT_NAMES(with("/pattern", "(["), "offset 2");
-  EXPECT_NAMES(with("/tokens/300", "!"), "'/tokens/300'");
-  EXPECT_NAMES(with("/tokens/300", ""), "'/tokens/300'");
-  EXPECT_NAMES(with("/tokens/300", 7), "'/tokens/300'");
-  EXPECT_NAMES(with("/tokens/598", small_json()["tokens"][3]), "'/tokens/598'");
-  EXPECT_NAMES(with("/tokens/0", nullptr), "'/tokens'");
-  EXPECT_NAMES(with("/merges/5", Json::array({1, 600})), "'/merges/5'");
-  EXPECT_NAMES(with("/merges/5", Json::array({1, 2, 3})), "'/merges/5'");
-  EXPECT_NAMES(with("/merges/5", Json::array({1, 599})), "'/merges/5'");
-  EXPECT_NAMES(with("/merges/5", Json::array({300, 301})), "'/merges/5'");
-  EXPECT_NAMES(with("/ignore_merges", "yes"), "'/ignore_merges'");
-  EXPECT_NAMES(with("/special_tokens", Json::object({{"<x>", 5}})), "'/special_tokens/<x>'");
-  EXPECT_NAMES(with("/special_tokens", Json::object({{"<x>", 600}})), "'/special_tokens/<x>'");
+                                                    "test.json");
+                                }),
+                       "'/size'"));
+  EXPECT_TRUE(contains(with("/separator", 600), "'/separator'"));
+  EXPECT_TRUE(contains(with("/pattern", "(["), "offset 2"));
+  EXPECT_TRUE(contains(with("/tokens/300", "!"), "'/tokens/300'"));
+  EXPECT_TRUE(contains(with("/tokens/300", ""), "'/tokens/300'"));
+  EXPECT_TRUE(contains(with("/tokens/300", 7), "'/tokens/300'"));
+  EXPECT_TRUE(contains(with("/tokens/598", small_json()["tokens"][3]), "'/tokens/598'"));
+  EXPECT_TRUE(contains(with("/tokens/0", nullptr), "'/tokens'"));
+  EXPECT_TRUE(contains(with("/merges/5", Json::array({1, 600})), "'/merges/5'"));
+  EXPECT_TRUE(contains(with("/merges/5", Json::array({1, 2, 3})), "'/merges/5'"));
+  EXPECT_TRUE(contains(with("/merges/5", Json::array({1, 599})), "'/merges/5'"));
+  EXPECT_TRUE(contains(with("/merges/5", Json::array({300, 301})), "'/merges/5'"));
+  EXPECT_TRUE(contains(with("/ignore_merges", "yes"), "'/ignore_merges'"));
+  EXPECT_TRUE(contains(with("/special_tokens", Json::object({{"<x>", 5}})), "'/special_tokens/<x>'"));
+  EXPECT_TRUE(contains(with("/special_tokens", Json::object({{"<x>", 600}})), "'/special_tokens/<x>'"));
   Json missing = small_json();
   missing.erase("merges");
-  EXPECT_NAMES(error_of_vocabulary(missing), "'/merges' is missing");
+  EXPECT_TRUE(contains(error_of_vocabulary(missing), "'/merges' is missing"));
 }
 
 TEST(Vocabulary, a_flipped_bit_anywhere_is_an_error_or_another_vocabulary_but_never_a_crash) {
@@ -299,18 +302,18 @@ TEST(Gpt2Files, are_checked_line_by_line) {
   EXPECT_EQ(vocabulary.decode(Ids{256, 257, 258}), "he he<|endoftext|>");
 
   write("#version: 0.2\nh e\nh unknown\n");
-  EXPECT_NAMES(error_of(Exit::data, read), "merges.txt: line 3");
+  EXPECT_TRUE(contains(error_of(Exit::data, read), "merges.txt: line 3"));
   write("he\n");
-  EXPECT_NAMES(error_of(Exit::data, read), "merges.txt: line 1");
+  EXPECT_TRUE(contains(error_of(Exit::data, read), "merges.txt: line 1"));
   tokens["\xe5\x8c\x97"] = 7;
   write("h e\n");
-  EXPECT_NAMES(error_of(Exit::data, read), "\xe5\x8c\x97");
+  EXPECT_TRUE(contains(error_of(Exit::data, read), "\xe5\x8c\x97"));
   tokens.erase("\xe5\x8c\x97");
   tokens["he"] = 1000;
   write("h e\n");
-  EXPECT_NAMES(error_of(Exit::data, read), "'he'");
-  EXPECT_NAMES(error_of(Exit::data, [] { Vocabulary::from_gpt2_files("/nonexistent/a", "/nonexistent/b"); }),
-               "/nonexistent/a");
+  EXPECT_TRUE(contains(error_of(Exit::data, read), "'he'"));
+  EXPECT_TRUE(contains(error_of(Exit::data, [] { Vocabulary::from_gpt2_files("/nonexistent/a", "/nonexistent/b"); }),
+                       "/nonexistent/a"));
 }
 
 }  // namespace

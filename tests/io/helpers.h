@@ -11,6 +11,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <iterator>
 #include <span>
 #include <stdexcept>
@@ -19,6 +20,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "support/errors.h"
 
 namespace polaron::test {
 
@@ -66,22 +68,6 @@ std::span<const std::byte> bytes_of(const std::vector<T>& values) {
 
 inline std::span<const std::byte> bytes_of(std::string_view text) { return std::as_bytes(std::span(text)); }
 
-// The message of the Error(Exit::data) that `action` throws; a failure of the test where it throws none.
-template <typename Action>
-std::string data_error(Action action) {
-  try {
-    action();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.code(), Exit::data) << error.what();
-    return error.what();
-  }
-  ADD_FAILURE() << "no Error was thrown";
-  return "";
-}
-
-inline testing::AssertionResult contains(const std::string& text, const std::string& part) {
-  if (text.find(part) != std::string::npos) return testing::AssertionSuccess();
-  return testing::AssertionFailure() << "\"" << part << "\" is not in: " << text;
-}
+inline std::string data_error(const std::function<void()>& action) { return error_of(Exit::data, action); }
 
 }  // namespace polaron::test
