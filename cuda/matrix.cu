@@ -27,20 +27,21 @@ class CudaMatrixOps final : public MatrixOps {
                          std::span<const MatrixView> gradients, std::span<float* const> momentum,
                          float* stack) override {
     check_views(gradients);
-    require(rule.kind == MomentumKind::none || momentum.size() == gradients.size(), "one momentum buffer a gradient");
+    require_argument(rule.kind == MomentumKind::none || momentum.size() == gradients.size(),
+                     "one momentum buffer a gradient");
     cuda::momentum_to_stack(stream, rule, gate, gradients, momentum, stack);
   }
 
   void newton_schulz(Stream& stream, const StackShape& shape, const NewtonSchulzSpec& spec, float* stack,
                      float* scratch) override {
     check_stack(shape);
-    require(spec.steps <= 0 || !spec.table.empty(), "a Newton-Schulz table needs a row");
+    require_argument(spec.steps <= 0 || !spec.table.empty(), "a Newton-Schulz table needs a row");
     cuda::newton_schulz(stream, gemm_, normalize_, shape, spec, stack, scratch);
   }
 
   std::int64_t newton_schulz_scratch(const StackShape& shape, DType dtype) const override {
     check_stack(shape);
-    require(dtype == DType::f32 || dtype == DType::bf16, "Newton-Schulz computes in fp32 or bf16");
+    require_argument(dtype == DType::f32 || dtype == DType::bf16, "Newton-Schulz computes in fp32 or bf16");
     return newton_schulz_floats(shape, dtype);
   }
 
@@ -53,7 +54,7 @@ class CudaMatrixOps final : public MatrixOps {
               std::span<const PhiloxKey> keys, const float* stack, float* sketch) override {
     check_stack(shape);
     check_rank(rank, shape.rows);
-    require(static_cast<std::int64_t>(keys.size()) == shape.count, "one key a matrix");
+    require_argument(static_cast<std::int64_t>(keys.size()) == shape.count, "one key a matrix");
     const MatrixBatch x = stacked(stack, shape.rows, shape.cols), y = stacked(sketch, shape.rows, rank);
     if (kind != Sketch::gaussian) {
       gather_columns(stream, shape, kind == Sketch::columns ? shape.cols : shape.rows, rank, keys, stack, sketch);
@@ -105,7 +106,7 @@ class CudaMatrixOps final : public MatrixOps {
   void update_dense(Stream& stream, const UpdateRule& rule, const StepGate& gate, const float* stack,
                     std::span<const float> scales, std::span<const MatrixView> parameters) override {
     check_views(parameters);
-    require(scales.size() == parameters.size(), "one scale a parameter");
+    require_argument(scales.size() == parameters.size(), "one scale a parameter");
     cuda::update_dense(stream, rule, gate, stack, scales, parameters);
   }
 
@@ -115,7 +116,7 @@ class CudaMatrixOps final : public MatrixOps {
                       const float* basis, const float* factor, std::span<const float> scales,
                       std::span<const MatrixView> parameters) override {
     check_views(parameters);
-    require(scales.size() == parameters.size(), "one scale a parameter");
+    require_argument(scales.size() == parameters.size(), "one scale a parameter");
     if (parameters.empty()) return;
     const auto [rows, cols] = std::minmax(parameters[0].rows, parameters[0].cols);
     check_rank(rank, rows);

@@ -27,14 +27,15 @@ class CpuMatrixOps final : public MatrixOps {
   void momentum_to_stack(Stream&, const MomentumRule& rule, const StepGate& gate, std::span<const MatrixView> gradients,
                          std::span<float* const> momentum, float* stack) override {
     check_views(gradients);
-    require(rule.kind == MomentumKind::none || momentum.size() == gradients.size(), "one momentum buffer a gradient");
+    require_argument(rule.kind == MomentumKind::none || momentum.size() == gradients.size(),
+                     "one momentum buffer a gradient");
     if (!closed(gate)) cpu::momentum_to_stack(rule, gate, gradients, momentum, stack);
   }
 
   void newton_schulz(Stream&, const StackShape& shape, const NewtonSchulzSpec& spec, float* stack,
                      float* scratch) override {
     check_stack(shape);
-    require(spec.steps <= 0 || !spec.table.empty(), "a Newton-Schulz table needs a row");
+    require_argument(spec.steps <= 0 || !spec.table.empty(), "a Newton-Schulz table needs a row");
     const std::int64_t floats = newton_schulz_slot(shape, spec.dtype);
     const int threads = team_.threads_each(shape.count, shape.elements());
     team_.for_each(shape.count, shape.elements(), [&](std::int64_t i, int slot) {
@@ -63,7 +64,7 @@ class CpuMatrixOps final : public MatrixOps {
               std::span<const PhiloxKey> keys, const float* stack, float* sketch) override {
     check_stack(shape);
     check_rank(rank, shape.rows);
-    require(static_cast<std::int64_t>(keys.size()) == shape.count, "one key a matrix");
+    require_argument(static_cast<std::int64_t>(keys.size()) == shape.count, "one key a matrix");
     team_.for_each_with(sketch_floats(shape.rows, shape.cols, rank, kind, power), shape.count, shape.elements(),
                         [&](std::int64_t i, float* workspace) {
                           cpu::sketch(keys[static_cast<std::size_t>(i)], shape.rows, shape.cols, rank, kind, power,
@@ -92,7 +93,7 @@ class CpuMatrixOps final : public MatrixOps {
   void update_dense(Stream&, const UpdateRule& rule, const StepGate& gate, const float* stack,
                     std::span<const float> scales, std::span<const MatrixView> parameters) override {
     check_views(parameters);
-    require(scales.size() == parameters.size(), "one scale a parameter");
+    require_argument(scales.size() == parameters.size(), "one scale a parameter");
     if (!closed(gate)) cpu::update_dense(rule, stack, scales, parameters);
   }
 
@@ -100,14 +101,14 @@ class CpuMatrixOps final : public MatrixOps {
                       const float* factor, std::span<const float> scales,
                       std::span<const MatrixView> parameters) override {
     check_views(parameters);
-    require(scales.size() == parameters.size(), "one scale a parameter");
+    require_argument(scales.size() == parameters.size(), "one scale a parameter");
     if (!closed(gate)) cpu::update_factors(team_, rule, rank, basis, factor, scales, parameters);
   }
 
  private:
   // Floats of scratch for one matrix in work.
   std::int64_t newton_schulz_slot(const StackShape& shape, DType dtype) const {
-    require(dtype == DType::f32 || dtype == DType::bf16, "Newton-Schulz computes in fp32 or bf16");
+    require_argument(dtype == DType::f32 || dtype == DType::bf16, "Newton-Schulz computes in fp32 or bf16");
     if (dtype == DType::f32) return newton_schulz_floats(shape.rows, shape.cols);
     return newton_schulz_bf16_floats(default_block_unit(), shape.rows, shape.cols,
                                      team_.threads_each(shape.count, shape.elements()));
