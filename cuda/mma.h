@@ -82,13 +82,15 @@ inline void mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, st
 
 inline void ldmatrix_x4(std::uint32_t (&to)[4], const void* row, const char* file = __builtin_FILE(),
                         unsigned line = __builtin_LINE()) {
-  emulation::LdmatrixLane lane{emulation::load(static_cast<const emulation::MatrixRow*>(row)), {}};
+  emulation::LdmatrixLane lane{emulation::load<emulation::Space::shared>(static_cast<const emulation::MatrixRow*>(row)),
+                               {}};
   emulation::warp_collective(&lane, &emulation::ldmatrix_x4, {file, line});
   for (int i = 0; i < 4; ++i) to[i] = lane.to[i];
 }
 inline void ldmatrix_x4_trans(std::uint32_t (&to)[4], const void* row, const char* file = __builtin_FILE(),
                               unsigned line = __builtin_LINE()) {
-  emulation::LdmatrixLane lane{emulation::load(static_cast<const emulation::MatrixRow*>(row)), {}};
+  emulation::LdmatrixLane lane{emulation::load<emulation::Space::shared>(static_cast<const emulation::MatrixRow*>(row)),
+                               {}};
   emulation::warp_collective(&lane, &emulation::ldmatrix_x4_trans, {file, line});
   for (int i = 0; i < 4; ++i) to[i] = lane.to[i];
 }

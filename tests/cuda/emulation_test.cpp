@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cuda/launch.h"
+#include "cuda/mma.h"
 #include "support/errors.h"
 
 namespace polaron::cuda {
@@ -236,6 +237,46 @@ TEST(Emulation, vector_accesses_must_be_aligned) {
   EXPECT_EQ(copy(16, 32), "");
   EXPECT_TRUE(contains(copy(4, 32), "not a multiple"));
   EXPECT_TRUE(contains(copy(16, 8), "not a multiple"));
+}
+
+struct Words {
+  uint4 word[2];
+};
+// Each with an address in the wrong kind of memory.
+__global__ void misplace(int kind, uint4* global) {
+  Words& shared = static_shared<Words>();
+  uint4 local{};
+  std::uint32_t fragment[4];
+  if (kind == 0) __stcs(&shared.word[0], local);
+  if (kind == 1) *global = __ldca(&shared.word[1]);
+  if (kind == 2) *global = __ldca(dynamic_shared<uint4>());
+  if (kind == 3) __stwb(&local, *global);
+  if (kind == 4) copy_async<16>(global, global + 1, true);
+  if (kind == 5) copy_async<16>(&shared.word[0], &shared.word[1], true);
+  if (kind == 6) ldmatrix_x4(fragment, global);
+  if (kind == 7) {  // none is wrong
+    copy_async<16>(&shared.word[0], global, true);
+    copy_async<16>(dynamic_shared<uint4>(), &shared.word[1], false);
+    ldmatrix_x4(fragment, dynamic_shared<uint4>());
+    __stcs(global, __ldcs(global + 1));
+  }
+}
+
+TEST(Emulation, an_instruction_for_one_kind_of_memory_faults_on_another) {
+  alignas(16) uint4 memory[2] = {};
+  uint4* const global = memory;
+  const char* const expected[] = {"address in shared memory for device memory",
+                                  "address in shared memory",
+                                  "address in shared memory",
+                                  "address of a local variable",
+                                  "outside of shared memory",
+                                  "address in shared memory",
+                                  "outside of shared memory"};
+  for (int kind = 0; kind < 7; ++kind) {
+    const std::string fault = fault_of([&] { launch<misplace>({dim3(1), dim3(32), nullptr, 16}, kind, global); });
+    EXPECT_TRUE(contains(fault, expected[kind])) << kind;
+  }
+  EXPECT_EQ(fault_of([&] { launch<misplace>({dim3(1), dim3(32), nullptr, 16}, 7, global); }), "");
 }
 
 TEST(Emulation, misused_masks_are_reported) {

@@ -41,6 +41,12 @@ bool same(const Where& a, const Where& b) {
   return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
 }
 
+bool within(const void* address, const void* begin, std::size_t bytes) {
+  const auto* const at = static_cast<const std::byte*>(address);
+  const auto* const from = static_cast<const std::byte*>(begin);
+  return at >= from && at < from + bytes;
+}
+
 // SplitMix64 (Steele, Lea and Flood 2014).
 std::uint64_t scramble(std::uint64_t x) {
   x += 0x9E3779B97F4A7C15U;
@@ -55,7 +61,9 @@ void* static_shared_memory(const void* key, std::size_t bytes) {
   return BlockRunner::current().static_shared(key, bytes);
 }
 void* dynamic_shared_memory() { return BlockRunner::current().dynamic_shared(); }
-void check_alignment(const void* address, std::size_t bytes) { BlockRunner::current().check_alignment(address, bytes); }
+void check_access(const void* address, std::size_t bytes, Space space) {
+  BlockRunner::current().check_access(address, bytes, space);
+}
 void block_barrier(const Where& where) { BlockRunner::current().barrier(where); }
 std::uint64_t warp_operation(WarpOp op, unsigned mask, std::uint64_t value, int source, const Where& where) {
   return BlockRunner::current().warp_operation(op, mask, value, source, where);
@@ -87,14 +95,14 @@ BlockRunner::Memory BlockRunner::poisoned(std::size_t bytes) {
 // For ThreadSanitizer the memory is the scheduler's, not that of the thread which asks first: its first write must not
 // look like one of that thread.
 void* BlockRunner::static_shared(const void* key, std::size_t bytes) {
-  const auto known =
-      std::find_if(static_shared_.begin(), static_shared_.end(), [&](const auto& entry) { return entry.first == key; });
-  void* memory = known == static_shared_.end() ? nullptr : known->second.get();
+  const auto known = std::find_if(static_shared_.begin(), static_shared_.end(),
+                                  [&](const StaticShared& entry) { return entry.key == key; });
+  void* memory = known == static_shared_.end() ? nullptr : known->memory.get();
   if (memory == nullptr) {
     const bool tsan = &__tsan_switch_to_fiber != nullptr;
     if (tsan) __tsan_switch_to_fiber(tsan_scheduler_, kSwitchWithoutOrder);
-    static_shared_.emplace_back(key, poisoned(bytes));
-    memory = static_shared_.back().second.get();
+    static_shared_.push_back({key, poisoned(bytes), bytes});
+    memory = static_shared_.back().memory.get();
     release(&static_sync_);
     if (tsan) __tsan_switch_to_fiber(threads_[static_cast<std::size_t>(running_)].tsan_fiber, kSwitchWithoutOrder);
   }
@@ -339,9 +347,22 @@ void BlockRunner::carry_out(const Meeting& meeting, int first) {
   }
 }
 
-void BlockRunner::check_alignment(const void* address, std::size_t bytes) {
-  if (reinterpret_cast<std::uintptr_t>(address) % bytes == 0) return;
-  fail_in_fiber("reads or writes " + std::to_string(bytes) + " bytes at an address that is not a multiple of that");
+void BlockRunner::check_access(const void* address, std::size_t bytes, Space space) {
+  if (reinterpret_cast<std::uintptr_t>(address) % bytes != 0) {
+    fail_in_fiber("reads or writes " + std::to_string(bytes) + " bytes at an address that is not a multiple of that");
+  }
+  const bool shared = in_shared(address);
+  if (space == Space::shared && !shared) fail_in_fiber("takes an address outside of shared memory for shared memory");
+  if (space == Space::global && shared) fail_in_fiber("takes an address in shared memory for device memory");
+  if (space == Space::global && within(address, stacks_.stack(running_), Stacks::kBytes)) {
+    fail_in_fiber("takes the address of a local variable for device memory");
+  }
+}
+
+bool BlockRunner::in_shared(const void* address) {
+  if (within(address, dynamic_shared_.get(), kernel.load()->size.shared)) return true;
+  return std::any_of(static_shared_.begin(), static_shared_.end(),
+                     [&](const StaticShared& entry) { return within(address, entry.memory.get(), entry.bytes); });
 }
 
 // The fiber is left for good: abandon() clears up.

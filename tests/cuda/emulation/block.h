@@ -44,7 +44,7 @@ class BlockRunner {
   // Called by fibers.
   void barrier(const Where& where);
   std::uint64_t warp_operation(WarpOp op, unsigned mask, std::uint64_t value, int source, const Where& where);
-  void check_alignment(const void* address, std::size_t bytes);
+  void check_access(const void* address, std::size_t bytes, Space space);
   void* static_shared(const void* key, std::size_t bytes);
   void* dynamic_shared() { return dynamic_shared_.get(); }
   int lane() const { return running_ % 32; }
@@ -90,6 +90,11 @@ class BlockRunner {
     void operator()(void* memory) const;
   };
   using Memory = std::unique_ptr<void, Freed>;
+  struct StaticShared {
+    const void* key;
+    Memory memory;
+    std::size_t bytes;
+  };
 
   static void fiber_main(void* runner);
   static Memory poisoned(std::size_t bytes);
@@ -106,6 +111,7 @@ class BlockRunner {
   void describe_standstill();
   std::string name_of(int thread) const;
   std::string standing(int thread) const;
+  bool in_shared(const void* address);
   void abandon();
 
   Context scheduler_;
@@ -118,7 +124,7 @@ class BlockRunner {
   unsigned phase_ = 0;  // barriers passed
   std::string fault_;
   Memory dynamic_shared_{nullptr};
-  std::vector<std::pair<const void*, Memory>> static_shared_;
+  std::vector<StaticShared> static_shared_;
   void* tsan_scheduler_ = nullptr;
   char begin_sync_ = 0, end_sync_ = 0, static_sync_ = 0, barrier_sync_[2] = {};
   std::vector<Warp> warps_;

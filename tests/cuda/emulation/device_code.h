@@ -146,19 +146,20 @@ inline unsigned __reduce_add_sync(unsigned mask, unsigned value, const char* fil
 }
 
 // Plain loads and stores: the caches that they hint at do not exist here. Devices fault where an access is not aligned
-// to its size.
+// to its size, and where an instruction for one kind of memory gets an address of another (PTX ISA, "State spaces").
 namespace polaron::cuda::emulation {
-void check_alignment(const void* address, std::size_t bytes);
-template <class T>
+enum class Space : std::uint8_t { global, shared };
+void check_access(const void* address, std::size_t bytes, Space space);
+template <Space space = Space::global, class T>
 T load(const T* from) {
-  check_alignment(from, sizeof(T));
+  check_access(from, sizeof(T), space);
   T value;
   std::memcpy(&value, from, sizeof(T));
   return value;
 }
 template <class T>
 void store(T* to, const T& value) {
-  check_alignment(to, sizeof(T));
+  check_access(to, sizeof(T), Space::global);
   std::memcpy(to, &value, sizeof(T));
 }
 
@@ -166,8 +167,8 @@ void store(T* to, const T& value) {
 class AsyncCopies {
  public:
   void start(void* to, const void* from, std::size_t bytes, bool there) {
-    check_alignment(to, bytes);
-    if (there) check_alignment(from, bytes);
+    check_access(to, bytes, Space::shared);
+    if (there) check_access(from, bytes, Space::global);
     std::memset(to, 0xFF, bytes);
     copies_.push_back({to, from, bytes, there, groups_});
   }
