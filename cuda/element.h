@@ -20,8 +20,9 @@ namespace polaron::cuda {
 template <class T>
 inline constexpr int kPack = 16 / static_cast<int>(sizeof(T));
 
-// Data that no one will read again soon need not displace what is in the caches.
-enum class Cache : std::uint8_t { keep, stream };
+// How device memory is read and written: data that no one will read again soon need not displace what is in the caches.
+// none: memory of the block. The instructions of the other two are for device memory only and fault on shared memory.
+enum class Cache : std::uint8_t { keep, stream, none };
 
 // The value that storing `value` as T leaves.
 template <class T>
@@ -53,6 +54,8 @@ template <Cache cache, class Word>
 __device__ __forceinline__ Word load_word(const void* from) {
   if constexpr (cache == Cache::stream) {
     return __ldcs(static_cast<const Word*>(from));
+  } else if constexpr (cache == Cache::none) {
+    return *static_cast<const Word*>(from);
   } else {
     return __ldca(static_cast<const Word*>(from));
   }
@@ -61,6 +64,8 @@ template <Cache cache, class Word>
 __device__ __forceinline__ void store_word(void* to, const Word& value) {
   if constexpr (cache == Cache::stream) {
     __stcs(static_cast<Word*>(to), value);
+  } else if constexpr (cache == Cache::none) {
+    *static_cast<Word*>(to) = value;
   } else {
     __stwb(static_cast<Word*>(to), value);
   }

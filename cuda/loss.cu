@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_rows(const Rows<T> p) 
     const std::int64_t count = p.vocabulary - c;
     float z[pack], slope;
     load<kept || !gradient ? Cache::stream : Cache::keep>(row + c, count, z);
-    if constexpr (kept) store(row_copy + c, count, z);
+    if constexpr (kept) store<Cache::none>(row_copy + c, count, z);
     Maximum here{mine.maximum, 0.0F};
 #pragma unroll
     for (int i = 0; i < pack; ++i) {
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_rows(const Rows<T> p) 
     for (std::int64_t c = first; c < p.cols; c += step) {
       const std::int64_t count = p.vocabulary - c;  // 0 or less in the padding
       float z[pack] = {};
-      if (count > 0 && kept) load(row_copy + c, count, z);
+      if (count > 0 && kept) load<Cache::none>(row_copy + c, count, z);
       if (count > 0 && !kept) load(row + c, count, z);
 #pragma unroll
       for (int i = 0; i < pack; ++i) {
