@@ -100,15 +100,16 @@ std::string processor_name(const HostPaths& paths) {
 
 HostMemory host_memory(const HostPaths& paths) {
   const std::string meminfo = paths.proc + "/meminfo";
-  HostMemory memory{kibibytes(meminfo, "MemTotal"), kibibytes(meminfo, "MemAvailable")};
+  const std::uint64_t machine = kibibytes(meminfo, "MemTotal");
+  HostMemory memory{machine, kibibytes(meminfo, "MemAvailable")};
   for (const CgroupFiles& files : kMemoryFiles) {
     for (const std::string& folder : cgroup_folders(paths, files.controller)) {
       const std::optional<std::uint64_t> limit = number(first_line(folder + "/" + files.limit));
-      if (!limit || memory.total == 0 || *limit >= memory.total) continue;
+      if (!limit || *limit >= machine) continue;
       const std::uint64_t usage = number(first_line(folder + "/" + files.usage)).value_or(0);
       const std::uint64_t cache = number(value_of(folder + "/memory.stat", files.reclaimable)).value_or(0);
       const std::uint64_t held = usage - std::min(usage, cache);
-      memory.total = *limit;
+      memory.total = std::min(memory.total, *limit);
       memory.available = std::min(memory.available, *limit - std::min(*limit, held));
     }
   }

@@ -65,6 +65,18 @@ TEST_F(Host, memory_is_limited_by_a_cgroup_of_version_2) {
   EXPECT_EQ(host_memory(paths()).available, 2 * kGiB);  // file cache that can be dropped is available
 }
 
+TEST_F(Host, each_of_several_limits_holds) {
+  write("proc/self/cgroup", "0::/job/step\n");
+  write("cgroup/job/step/memory.max", std::to_string(4 * kGiB) + "\n");
+  write("cgroup/job/step/memory.current", std::to_string(kGiB) + "\n");
+  write("cgroup/job/memory.current", std::to_string(7 * kGiB / 2) + "\n");  // the other steps' too
+  for (const std::uint64_t limit : {4 * kGiB, 5 * kGiB}) {
+    write("cgroup/job/memory.max", std::to_string(limit) + "\n");
+    EXPECT_EQ(host_memory(paths()).total, 4 * kGiB);
+    EXPECT_EQ(host_memory(paths()).available, limit - 7 * kGiB / 2);
+  }
+}
+
 TEST_F(Host, memory_is_limited_by_a_cgroup_of_version_1) {
   write("proc/self/cgroup", "5:cpu,cpuacct:/job\n4:memory:/job\n");
   write("cgroup/memory/job/memory.limit_in_bytes", std::to_string(kGiB) + "\n");
