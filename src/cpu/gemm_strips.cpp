@@ -20,8 +20,9 @@ int64_t tiles_of(const GemmPart& part) { return ceil_div(part.rows, kTileRows); 
 
 StripGemm::StripGemm(const GemmArgs& args, const GemmCut& cut, const GemmEpilogue* epilogue)
     : TileGemm(args, epilogue) {
-  passes_ = ceil_div(args.k, kPassDepth);
-  depth_ = ceil_div(ceil_div(args.k, passes_), 16) * 16;
+  const int64_t k = std::max<int64_t>(args.k, 1);  // a pass that adds nothing, where there is nothing to add
+  passes_ = ceil_div(k, kPassDepth);
+  depth_ = ceil_div(ceil_div(k, passes_), 16) * 16;
   const int64_t most = ceil_div(cut.panels, cut.across);
   // Equal chunks, not a small one at the end.
   const int64_t chunks = ceil_div(most, std::clamp<int64_t>(kChunkFloats / (depth_ * kTileCols), 1, most));

@@ -102,6 +102,33 @@ TEST_P(GemmEngines, the_epilogue_sees_each_finished_element_once) {
   }
 }
 
+TEST_P(GemmEngines, a_product_over_no_depth_is_zero) {
+  for (const bool a_transposed : {false, true}) {
+    for (const bool b_transposed : {false, true}) {
+      Matrix operand = Matrix::filled(40, 40, 3.0F);
+      Matrix c = Matrix::filled(33, 7, 2.0F);
+      GemmArgs args;
+      args.m = 33;
+      args.n = 7;
+      args.a_transposed = a_transposed;
+      args.b_transposed = b_transposed;
+      args.a = args.b = operand.tensor().f32();
+      args.lda = args.ldb = 40;
+      args.c = c.tensor().f32();
+      args.ldc = 7;
+      args.accumulate = true;
+      gemm_(args);
+      EXPECT_TRUE(c.same_bits(Matrix::filled(33, 7, 2.0F)));
+      Matrix sums = Matrix::filled(1, 33, 2.0F);
+      if (a_transposed) args.a_sums = sums.tensor().f32();
+      args.accumulate = false;
+      gemm_(args);
+      EXPECT_TRUE(c.same_bits(Matrix(33, 7)));
+      EXPECT_TRUE(sums.same_bits(a_transposed ? Matrix(1, 33) : Matrix::filled(1, 33, 2.0F)));
+    }
+  }
+}
+
 TEST_P(GemmEngines, a_transposed_operand_cannot_be_combined_with_halves_or_an_unstored_product) {
   Product product({4, 4, 4}, true, false);
   EXPECT_THROW(gemm_(product.args), std::logic_error);
