@@ -17,7 +17,7 @@ namespace {
 // What OpenBLAS should choose at least on this processor; null where its own choice stands.
 [[maybe_unused]] const char* better_kernels([[maybe_unused]] std::string_view chosen) {
 #if defined(__x86_64__)
-  for (const std::string_view modern : {"Haswell", "Zen", "SkylakeX", "Cooperlake", "Sapphirerapids"}) {
+  for (const std::string_view modern : {"Haswell", "Zen", "SkylakeX", "Cooperlake", "SapphireRapids"}) {
     if (chosen == modern) return nullptr;
   }
   __builtin_cpu_init();
