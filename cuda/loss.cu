@@ -65,6 +65,8 @@ __device__ __forceinline__ float cap(float z, const Softcap& softcap, float& slo
     slope = (1.0F - t) * (1.0F + t);
     return softcap.cap * t;
   }
+  const float steep = softcap.cap * 1e9F;  // beyond it the cap is reached, and squares would leave fp32's range
+  z = fminf(fmaxf(z, -steep), steep);
   const float x = z / softcap.cap, shrink = 1.0F / sqrtf(x * x + 1.0F);
   slope = shrink * shrink * shrink;
   return z * shrink;

@@ -64,9 +64,10 @@ void soft_cap(const T* logits, std::int64_t count, const Softcap& softcap, float
     }
     return;
   }
+  const float steep = cap * 1e9F;  // beyond it the cap is reached, and squares would leave fp32's range
 #pragma omp simd
   for (std::int64_t i = 0; i < count; ++i) {
-    const float z = load(logits + i), x = z * inverse_cap;
+    const float z = std::clamp(load(logits + i), -steep, steep), x = z * inverse_cap;
     const float shrink = 1.0F / std::sqrt(x * x + 1.0F);
     capped[i] = z * shrink;
     slopes[i] = shrink * shrink * shrink;

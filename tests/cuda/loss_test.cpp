@@ -125,6 +125,19 @@ TEST_P(LossFamily, large_and_equal_logits_are_no_problem) {
   }
 }
 
+TEST_P(LossFamily, a_logit_far_beyond_the_soft_cap_counts_as_the_cap) {
+  for (const Softcap& softcap : {kTanh15, kAlgebraic15}) {
+    for (const float logit : {1e9F, 4e20F, 3e38F, -4e20F}) {
+      Matrix z(1, 1040);
+      z.at(0, 0) = logit;
+      const LossReference expected = loss_reference(z.values(), 1040, 1040, softcap, {0}, 1.0);
+      const Array logits(machine, z);
+      EXPECT_NEAR(run(logits, 1040, {0}, softcap, 1.0F, true), expected.loss, 1e-6 * expected.loss + 3e-7) << logit;
+      EXPECT_NEAR(logits.values()[1], expected.gradient[1], 1e-6 * std::abs(expected.gradient[1])) << logit;
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Places, LossFamily, testing::ValuesIn(places()), name_of_place);
 
 TEST(CudaLoss, gives_the_same_bits_for_every_order_of_threads) {

@@ -171,6 +171,26 @@ TEST(CrossEntropyRows, large_and_equal_logits_are_no_problem) {
   }
 }
 
+TEST(CrossEntropyRows, a_logit_far_beyond_the_soft_cap_counts_as_the_cap) {
+  const auto ops = cpu::make_loss_ops();
+  HostStream stream;
+  for (const Softcap::Form form : {Softcap::Form::tanh, Softcap::Form::algebraic}) {
+    const Case c{1, 4, 4, Softcap{15.0F, form}, 0.0};
+    for (const float logit : {1e9F, 4e20F, 3e38F, -4e20F}) {
+      SCOPED_TRACE(logit);
+      Matrix logits(1, 4);
+      logits.at(0, 0) = logit;
+      const LossReference expected = reference(logits.values(), c, {0}, 1.0);
+      Column targets({0});
+      double loss = 0.0;
+      ops->cross_entropy(stream, logits.tensor(), 4, targets.tensor(), c.softcap, 1.0F, true, &loss);
+      const double rounding = std::ldexp(15.0, -23);  // of the cap in fp32: the target is capped in double
+      EXPECT_NEAR(loss, expected.loss, 1e-6 * expected.loss + rounding);
+      expect_close(logits, expected.gradient, 1e-6, "gradient", rounding);
+    }
+  }
+}
+
 // The sum of exponentials is fp32: next to the target's 1 each of the two others is rounded to half a unit in the last
 // place.
 TEST(CrossEntropyRows, a_surely_predicted_target_is_off_by_no_more_than_the_rounding_of_its_sum) {
