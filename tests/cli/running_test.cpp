@@ -4,6 +4,7 @@
 
 #include "io/safetensors.h"
 #include "support.h"
+#include "support/worse.h"
 
 namespace polaron::test {
 namespace {
@@ -13,7 +14,7 @@ using nlohmann::json;
 double largest_difference(const std::vector<double>& a, const std::vector<double>& b) {
   EXPECT_EQ(a.size(), b.size());
   double largest = 0;
-  for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) largest = std::max(largest, std::abs(a[i] - b[i]));
+  for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) largest = worse(largest, std::abs(a[i] - b[i]));
   return largest;
 }
 

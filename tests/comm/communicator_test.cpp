@@ -177,7 +177,7 @@ TEST_P(CommunicatorIn, sum_in_place_gives_the_same_bits_on_all_processes) {
         magnitude += std::abs(random(rank, i));
       }
       // Each of the additions rounds once, by at most half a unit of what has been added up.
-      if (std::abs(values[i] - sum) > 0x1p-24 * (all.size() - 1) * magnitude) ++wrong;
+      if (!(std::abs(values[i] - sum) <= 0x1p-24 * (all.size() - 1) * magnitude)) ++wrong;
     }
     EXPECT_EQ(wrong, 0) << size;
   }

@@ -44,7 +44,7 @@ TEST_P(EveryFeature, logits_and_loss_are_those_of_the_reference) {
   double worst = 0.0;
   for (std::size_t i = 0; i < logits.size(); ++i) {
     const double wanted = expected[i / tokens * entries + i % tokens];
-    worst = std::max(worst, std::abs(static_cast<double>(logits[i]) - wanted));
+    worst = test::worse(worst, std::abs(static_cast<double>(logits[i]) - wanted));
   }
   EXPECT_LT(worst, 1e-5);
   const double loss = test::reference_loss_sum(feature_.config, model_.table(), exact_, feature_.batch);

@@ -77,7 +77,7 @@ class ModdedModel : public testing::TestWithParam<std::string> {
     for (const Parameter& p : model_.table().all()) {
       if (!p.name.ends_with(ending)) continue;
       for (std::int64_t i = 0; i < p.stored_elements(); ++i) {
-        most = std::max(most, std::abs(static_cast<double>(gradients[static_cast<std::size_t>(p.offset + i)])));
+        most = test::worse(most, std::abs(static_cast<double>(gradients[static_cast<std::size_t>(p.offset + i)])));
       }
     }
     return most;

@@ -31,21 +31,6 @@ Outcome train_once(const TransformerConfig& config, const ActivationShape& shape
   return outcome;
 }
 
-// The largest Frobenius distance of a parameter's gradients, relative to the expected one, with a floor of 1e-7 of all.
-double worst_difference(const ParameterTable& table, const std::vector<float>& actual,
-                        const std::vector<float>& expected) {
-  const double floor = 1e-7 * test::norm_of(expected);
-  double worst = 0.0;
-  for (const Parameter& p : table.all()) {
-    const auto part = [&](const std::vector<float>& flat) {
-      return std::span(flat).subspan(static_cast<std::size_t>(p.offset), static_cast<std::size_t>(p.stored_elements()));
-    };
-    const double allowed_for = std::max(test::norm_of(part(expected)), 1e3 * floor);
-    worst = std::max(worst, test::distance(part(actual), part(expected)) / allowed_for);
-  }
-  return worst;
-}
-
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
@@ -77,7 +62,7 @@ TEST(Transformer, one_thread_and_two_agree_up_to_summation_order) {
     const Outcome one = train_once(config, test::shape_for(4, 16), batch, 1);
     const Outcome two = train_once(config, test::shape_for(4, 16), batch, 2);
     EXPECT_NEAR(one.loss_sum, two.loss_sum, 1e-6 * one.loss_sum);
-    EXPECT_LT(worst_difference(ParameterTable(config), two.gradients, one.gradients), 1e-5);
+    EXPECT_LT(test::worst_difference(ParameterTable(config), two.gradients, one.gradients), 1e-5);
   }
 }
 
@@ -90,7 +75,7 @@ TEST(Transformer, the_head_in_small_chunks_gives_the_same_gradients) {
       shape.loss_chunk = chunk;
       const Outcome chunked = train_once(config, shape, batch);
       EXPECT_NEAR(chunked.loss_sum, whole.loss_sum, 1e-7 * whole.loss_sum) << chunk;
-      EXPECT_LT(worst_difference(ParameterTable(config), chunked.gradients, whole.gradients), 1e-5) << chunk;
+      EXPECT_LT(test::worst_difference(ParameterTable(config), chunked.gradients, whole.gradients), 1e-5) << chunk;
     }
   }
 }
@@ -106,7 +91,7 @@ TEST(Transformer, micro_batches_add_up_to_the_whole_batch) {
       loss_sum += model.train(batch.part(i, 1), 1.0 / static_cast<double>(batch.targets_counted()), i > 0);
     }
     EXPECT_NEAR(loss_sum, whole.loss_sum, 1e-6 * whole.loss_sum) << feature.name;
-    EXPECT_LT(worst_difference(model.table(), model.gradients(), whole.gradients), 1e-5) << feature.name;
+    EXPECT_LT(test::worst_difference(model.table(), model.gradients(), whole.gradients), 1e-5) << feature.name;
   }
 }
 
@@ -122,7 +107,7 @@ TEST(Transformer, a_batch_smaller_than_planned_gives_what_it_gives_alone) {
       model.train(test::random_batch(5, 16, config.vocabulary, 7), 1.0);  // leaves its traces in every activation
       const double loss_sum = model.train(batch, 1.0 / static_cast<double>(batch.targets_counted()));
       EXPECT_NEAR(loss_sum, exact.loss_sum, 1e-7 * exact.loss_sum);
-      EXPECT_LT(worst_difference(model.table(), model.gradients(), exact.gradients), 1e-6);
+      EXPECT_LT(test::worst_difference(model.table(), model.gradients(), exact.gradients), 1e-6);
     }
   }
 }

@@ -61,14 +61,23 @@ TEST_F(Mix, any_number_of_threads_gives_the_same_bits) {
   Matrix x = Matrix::random(300, 130, 1), d = Matrix::random(300, 130, 2);
   const float a = 0.3F;
   float first = 0.0F;
+  Matrix first_out(300, 130), first_d_x(300, 130);
   const int before = omp_get_max_threads();
   for (const int threads : {1, 2, 5}) {
     omp_set_num_threads(threads);
     float sum = 0.0F;
+    Matrix out(300, 130), d_x(300, 130);
+    ops_->forward(stream_, std::vector<MixTerm>{{x.tensor(), &a}, {d.tensor(), &a}}, out.tensor());
     ops_->backward(stream_, d.tensor(), std::vector<MixTerm>{{x.tensor(), &a}},
-                   std::vector<MixGradient>{{{}, false, &sum}});
-    if (threads == 1) first = sum;
+                   std::vector<MixGradient>{{d_x.tensor(), false, &sum}});
+    if (threads == 1) {
+      first = sum;
+      first_out = out;
+      first_d_x = d_x;
+    }
     EXPECT_EQ(sum, first);
+    EXPECT_TRUE(out.same_bits(first_out));
+    EXPECT_TRUE(d_x.same_bits(first_d_x));
   }
   omp_set_num_threads(before);
 }

@@ -10,6 +10,8 @@
 #include <limits>
 #include <string>
 
+#include "support/worse.h"
+
 namespace polaron::cpu {
 namespace {
 
@@ -32,10 +34,10 @@ Errors worst(const std::function<float(float)>& f, const std::function<double(do
       if (x < low || x > high) continue;
       const double expected = reference(static_cast<double>(x));
       const double error = std::abs(static_cast<double>(f(x)) - expected);
-      errors.absolute = std::max(errors.absolute, error);
+      errors.absolute = test::worse(errors.absolute, error);
       // Relative errors of denormal results say nothing.
       const double relative = std::abs(expected) < 1.2e-38 ? 0.0 : error / std::abs(expected);
-      if (!(relative <= errors.relative)) {
+      if (!(relative <= errors.relative) && !std::isnan(errors.relative)) {
         errors.relative = relative;
         errors.at = x;
       }

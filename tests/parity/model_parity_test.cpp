@@ -80,7 +80,7 @@ TEST_P(ModelParity, logits_are_those_of_transformers) {
   ASSERT_EQ(logits.size(), expected.size());
   double worst = 0.0;
   for (std::size_t i = 0; i < logits.size(); ++i) {
-    worst = std::max(worst, std::abs(static_cast<double>(logits[i]) - static_cast<double>(expected[i])));
+    worst = test::worse(worst, std::abs(static_cast<double>(logits[i]) - static_cast<double>(expected[i])));
   }
   EXPECT_LE(worst, 1e-5);
   EXPECT_NEAR(model.loss_sum(batch_) / static_cast<double>(batch_.rows()), expected_loss(), 1e-6);

@@ -2,6 +2,7 @@
 // logits and gradients on the host.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <memory>
@@ -16,6 +17,7 @@
 #include "cpu/cpu_backend.h"
 #include "model/parameters.h"
 #include "model/transformer.h"
+#include "support/worse.h"
 
 namespace polaron::test {
 
@@ -259,6 +261,21 @@ inline double distance(std::span<const float> a, std::span<const float> b) {
     sum += difference * difference;
   }
   return std::sqrt(sum);
+}
+
+// The largest Frobenius distance of a parameter's gradients, relative to the expected one, or to 1e-4 of all where that
+// is more; NaN where one of them is.
+inline double worst_difference(const ParameterTable& table, std::span<const float> actual,
+                               std::span<const float> expected) {
+  const double least = 1e-4 * norm_of(expected);
+  double worst = 0.0;
+  for (const Parameter& p : table.all()) {
+    const auto part = [&](std::span<const float> flat) {
+      return flat.subspan(static_cast<std::size_t>(p.offset), static_cast<std::size_t>(p.stored_elements()));
+    };
+    worst = worse(worst, distance(part(actual), part(expected)) / std::max(norm_of(part(expected)), least));
+  }
+  return worst;
 }
 
 }  // namespace polaron::test
