@@ -117,7 +117,7 @@ void attention_prepare(cudaStream_t stream, const AttentionShape& shape, HeadNor
 void attention_prepare_backward(cudaStream_t stream, const AttentionShape& shape, HeadNorm norm, const Rotary& rotary,
                                 const Tensor& qkv, const Tensor& head_rstd, const Tensor& d_qkv);
 
-// Any head size whose tiles fit into shared memory; throws std::logic_error beyond.
+// Any head size whose tiles fit into shared memory; throws Error(Exit::usage) beyond.
 template <class T>
 void attention_forward_plain(cudaStream_t stream, const AttentionForward<T>& p);
 template <class T>

@@ -2,7 +2,7 @@
 // queries or of keys, and meets the rows that it has to do with 32 at a time, one a lane; these lie in shared memory as
 // fp32, shared by the neighbouring rows of the block's warps. Sums over the head are kept in shared memory, so that
 // its size is bounded by that alone.
-#include <stdexcept>
+#include <string>
 
 #include "cuda/attention.h"
 #include "cuda/element.h"
@@ -242,8 +242,8 @@ template <auto kernel, class Arguments>
 void run(cudaStream_t stream, const Layout& layout, int heads, const Arguments& p) {
   const std::size_t bytes = layout.bytes();
   if (bytes > kMostShared) {
-    throw std::logic_error("attention: heads of " + std::to_string(layout.head_size) +
-                           " elements are too large for shared memory");
+    throw Error(Exit::usage, "Attention on CUDA: heads of " + std::to_string(layout.head_size) +
+                                 " elements are too large for shared memory: choose more heads, or --device cpu.");
   }
   allow_shared<kernel>(bytes);
   launch<kernel>({blocks_of(p, kWarps, heads), dim3(kThreads), stream, bytes}, p);

@@ -11,11 +11,11 @@ namespace {
 
 // Both kernels are bound by memory. Forward reads the residual and delta once and writes the sum and the normed row
 // once; backward reads d_normed and the residual once and reads and writes d_residual once. Rows stay in registers in
-// between: a row belongs to `blockDim.x` threads, each of which holds kHeld packs of it, so that narrow rows need one
+// between: a row belongs to `blockDim.x` threads, each of which holds a few packs of it, so that narrow rows need one
 // warp and no barrier.
-constexpr int kForwardHeld = 4;
-constexpr int kBackwardHeld = 2;   // weight gradients take registers too
-constexpr int kMostThreads = 512;  // of a row
+constexpr int kForwardElements = 32;   // that a thread holds, in packs of what one access takes
+constexpr int kBackwardElements = 16;  // weight gradients take registers too
+constexpr int kMostThreads = 512;      // of a row
 constexpr int kWarps = kMostThreads / 32;
 constexpr int kForwardThreads = 128;  // of a block whose rows are narrower
 constexpr int kBackwardThreads = 256;
@@ -55,10 +55,11 @@ __global__ void __launch_bounds__(kMostThreads) norm_forward(const Forward<T> p)
   const auto width = static_cast<float>(p.width);
   const auto column = [&](int j) { return static_cast<std::int64_t>(threadIdx.x + j * blockDim.x) * pack; };
 
-  float x[kForwardHeld][pack];
+  constexpr int held = kForwardElements / pack;
+  float x[held][pack];
   float sums[1] = {0.0F};
 #pragma unroll
-  for (int j = 0; j < kForwardHeld; ++j) {
+  for (int j = 0; j < held; ++j) {
     const std::int64_t c = column(j), count = p.width - c;
     if (count <= 0) continue;
     load<Cache::stream>(p.residual_in.row(n) + c, count, x[j]);
@@ -84,7 +85,7 @@ __global__ void __launch_bounds__(kMostThreads) norm_forward(const Forward<T> p)
   }
   float moments[2] = {0.0F, 0.0F};  // of the deviations
 #pragma unroll
-  for (int j = 0; j < kForwardHeld; ++j) {
+  for (int j = 0; j < held; ++j) {
     const std::int64_t count = p.width - column(j);
 #pragma unroll
     for (int i = 0; i < pack; ++i) {
@@ -101,7 +102,7 @@ __global__ void __launch_bounds__(kMostThreads) norm_forward(const Forward<T> p)
   const float rstd = 1.0F / sqrtf((variance < 0.0F ? 0.0F : variance) + p.eps);  // NaN stays NaN
 
 #pragma unroll
-  for (int j = 0; j < kForwardHeld; ++j) {
+  for (int j = 0; j < held; ++j) {
     const std::int64_t c = column(j), count = p.width - c;
     if (count <= 0) continue;
     float weight[pack], bias[pack];
@@ -138,7 +139,8 @@ __global__ void __launch_bounds__(kMostThreads) norm_backward(const Backward<T> 
   const auto width = static_cast<float>(p.width);
   const auto column = [&](int j) { return static_cast<std::int64_t>(threadIdx.x + j * blockDim.x) * pack; };
   const unsigned sums_of_row = blockDim.x / 32 * 2;
-  float d_weight[kBackwardHeld][pack] = {}, d_bias[kBackwardHeld][pack] = {};
+  constexpr int held = kBackwardElements / pack;
+  float d_weight[held][pack] = {}, d_bias[held][pack] = {};
 
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.y;
   unsigned turn = 0;
@@ -148,10 +150,10 @@ __global__ void __launch_bounds__(kMostThreads) norm_backward(const Backward<T> 
     const std::int64_t n = first + threadIdx.y;
     const bool there = n < p.rows;
     const float mean = centred && there ? *p.mean.row(n) : 0.0F, rstd = there ? *p.rstd.row(n) : 0.0F;
-    float dy[kBackwardHeld][pack], xhat[kBackwardHeld][pack];
+    float dy[held][pack], xhat[held][pack];
     float sums[2] = {0.0F, 0.0F};
 #pragma unroll
-    for (int j = 0; j < kBackwardHeld; ++j) {
+    for (int j = 0; j < held; ++j) {
       const std::int64_t c = column(j), count = there ? p.width - c : 0;
       if (count <= 0) continue;
       load<Cache::stream>(p.d_normed.row(n) + c, count, dy[j]);
@@ -171,7 +173,7 @@ __global__ void __launch_bounds__(kMostThreads) norm_backward(const Backward<T> 
     row_sums(sums, scratch + (turn * blockDim.y + threadIdx.y) * sums_of_row);
     const float mean_g = centred ? sums[0] / width : 0.0F, mean_product = sums[1] / width;
 #pragma unroll
-    for (int j = 0; j < kBackwardHeld; ++j) {
+    for (int j = 0; j < held; ++j) {
       const std::int64_t c = column(j), count = there ? p.width - c : 0;
       if (count <= 0) continue;
       float dx[pack];
@@ -187,7 +189,7 @@ __global__ void __launch_bounds__(kMostThreads) norm_backward(const Backward<T> 
     __syncthreads();
     if (threadIdx.y == row) {
 #pragma unroll
-      for (int j = 0; j < kBackwardHeld; ++j) {
+      for (int j = 0; j < held; ++j) {
 #pragma unroll
         for (int i = 0; i < pack; ++i) {
           scratch[((j * pack + i) * 2) * blockDim.x + threadIdx.x] = d_weight[j][i];
@@ -198,7 +200,7 @@ __global__ void __launch_bounds__(kMostThreads) norm_backward(const Backward<T> 
     __syncthreads();
     if (threadIdx.y == 0) {
 #pragma unroll
-      for (int j = 0; j < kBackwardHeld; ++j) {
+      for (int j = 0; j < held; ++j) {
 #pragma unroll
         for (int i = 0; i < pack; ++i) {
           d_weight[j][i] += scratch[((j * pack + i) * 2) * blockDim.x + threadIdx.x];
@@ -209,7 +211,7 @@ __global__ void __launch_bounds__(kMostThreads) norm_backward(const Backward<T> 
   }
   if (threadIdx.y > 0) return;
 #pragma unroll
-  for (int j = 0; j < kBackwardHeld; ++j) {
+  for (int j = 0; j < held; ++j) {
     const std::int64_t c = column(j), count = p.width - c, at = blockIdx.x * p.width + c;
 #pragma unroll
     for (int i = 0; i < pack; ++i) {  // rows of the sums need not be aligned
@@ -238,12 +240,13 @@ __global__ void __launch_bounds__(kSumColumns* kSumRows)
   to[c] += sum;
 }
 
-// Threads a row: whole warps, each thread with `held` packs at most.
-int threads_for(std::int64_t width, int pack, int held, const char* op) {
-  const std::int64_t threads = ceil_div(ceil_div(width, pack), static_cast<std::int64_t>(held * 32)) * 32;
+// Threads a row: whole warps, each thread with so many elements at most.
+int threads_for(std::int64_t width, int elements_held) {
+  const std::int64_t threads = ceil_div(width, std::int64_t{elements_held} * 32) * 32;
   if (threads > kMostThreads) {
-    throw std::logic_error(std::string(op) + ": rows of " + std::to_string(width) + " elements are too wide; at most " +
-                           std::to_string(kMostThreads * held * pack) + " at this type and alignment");
+    throw Error(Exit::usage, "The CUDA backend normalises rows of at most " +
+                                 std::to_string(kMostThreads * elements_held) + " elements, and model.width is " +
+                                 std::to_string(width) + ": choose a narrower model, or --device cpu.");
   }
   return static_cast<int>(threads);
 }
@@ -275,7 +278,7 @@ class CudaNorm final : public NormOps {
                          normed.cols,
                          eps};
       with_pack<T>(aligned_rows({residual_in, delta, weight, bias, residual_out, normed}), [&](auto pack) {
-        const int threads = threads_for(normed.cols, pack, kForwardHeld, "norm forward");
+        const int threads = threads_for(normed.cols, kForwardElements);
         const int rows = threads == 32 ? kForwardThreads / 32 : 1;  // several only where none needs a barrier
         const Grid grid{dim3(static_cast<unsigned>(ceil_div(normed.rows, rows))),
                         dim3(static_cast<unsigned>(threads), static_cast<unsigned>(rows)), handle_of(stream)};
@@ -297,7 +300,7 @@ class CudaNorm final : public NormOps {
     with_element_type(d_normed.dtype, "norm backward", [&](auto type) {
       using T = decltype(type);
       with_pack<T>(aligned_rows({d_normed, residual, weight, d_residual}), [&](auto pack) {
-        const int threads = threads_for(width, pack, kBackwardHeld, "norm backward");
+        const int threads = threads_for(width, kBackwardElements);
         const int rows = std::max(1, kBackwardThreads / threads);
         const std::int64_t blocks = backward_blocks(d_normed.rows, rows);
         float* const sums = sums_.room<float>(2 * blocks * width);
@@ -312,7 +315,7 @@ class CudaNorm final : public NormOps {
                             d_normed.rows,
                             width};
         const int row_sums = 2 * rows * threads / 32 * 2;
-        const int merging = rows > 1 ? kBackwardHeld * pack() * 2 * threads : 0;
+        const int merging = rows > 1 ? kBackwardElements * 2 * threads : 0;
         const Grid grid{dim3(static_cast<unsigned>(blocks)),
                         dim3(static_cast<unsigned>(threads), static_cast<unsigned>(rows)), handle_of(stream),
                         static_cast<std::size_t>(std::max(row_sums, merging)) * sizeof(float)};
@@ -341,10 +344,7 @@ class CudaNorm final : public NormOps {
 }  // namespace
 
 std::int64_t norm_scratch_bytes(const Workload& workload) {
-  const int whole = workload.dtype == DType::bf16 ? kPack<bf16> : kPack<float>;
-  const int pack = workload.width % whole == 0 ? whole : 1;
-  const int rows_at_once =
-      std::max(1, kBackwardThreads / threads_for(workload.width, pack, kBackwardHeld, "norm backward"));
+  const int rows_at_once = std::max(1, kBackwardThreads / threads_for(workload.width, kBackwardElements));
   return 2 * backward_blocks(workload.rows(), rows_at_once) * workload.width * static_cast<std::int64_t>(sizeof(float));
 }
 

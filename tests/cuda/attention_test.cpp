@@ -5,6 +5,7 @@
 #include "family.h"
 #include "ops/attention_prepare_reference.h"
 #include "ops/attention_reference.h"
+#include "support/errors.h"
 
 namespace polaron::test {
 namespace {
@@ -247,7 +248,8 @@ TEST(CudaAttention, what_it_cannot_do_is_refused) {
   EXPECT_THROW(ops.forward(machine.stream(), shape, qkv, {}, out, lse), std::logic_error);
   const AttentionShape wide = attention_shape(1, 2, 1, 1, 1000);
   const Array wide_qkv(machine, Matrix(2, 3000)), wide_out(machine, Matrix(2, 1000));
-  EXPECT_THROW(ops.forward(machine.stream(), wide, wide_qkv, {}, wide_out, lse), std::logic_error);
+  expect_parts(error_of(Exit::usage, [&] { ops.forward(machine.stream(), wide, wide_qkv, {}, wide_out, lse); }),
+               {"heads of 1000 elements", "choose more heads"});
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include <stdexcept>
 
 #include "family.h"
+#include "support/errors.h"
 
 namespace polaron::test {
 namespace {
@@ -14,8 +15,9 @@ struct Shape {
 };
 // Whole packs, odd widths, rows that are not aligned, several warps a row, several rows a block, more rows than blocks
 // of backward.
-const Shape kShapes[] = {{3, 1, 0},   {4, 5, 3},    {5, 33, 1},  {3, 64, 0},   {7, 96, 8},    {2, 771, 2},
-                         {9, 776, 8}, {3, 1536, 0}, {2, 260, 0}, {1100, 8, 0}, {1, 2048, 16}, {33, 40, 24}};
+const Shape kShapes[] = {{3, 1, 0},     {4, 5, 3},    {5, 33, 1},   {3, 64, 0},  {7, 96, 8},
+                         {2, 771, 2},   {9, 776, 8},  {3, 1536, 0}, {2, 260, 0}, {1100, 8, 0},
+                         {1, 2048, 16}, {33, 40, 24}, {2, 1101, 0}, {1, 8191, 0}};
 
 struct Case {
   NormKind kind;
@@ -207,8 +209,10 @@ TEST(CudaNorm, missing_pieces_and_rows_beyond_the_widest_are_refused) {
   EXPECT_THROW(ops.forward(machine.stream(), NormKind::rmsnorm, kEps, x, x, {}, {}, {}, x, {}, rstd), std::logic_error);
   EXPECT_THROW(ops.backward(machine.stream(), NormKind::layernorm, x, x, {}, {}, rstd, x, {}, {}), std::logic_error);
   const Array wide(machine, Matrix(1, 40000)), one(machine, Matrix(1, 1));
-  EXPECT_THROW(ops.forward(machine.stream(), NormKind::rmsnorm, kEps, wide, {}, {}, {}, {}, wide, {}, one),
-               std::logic_error);
+  expect_parts(
+      error_of(Exit::usage,
+               [&] { ops.forward(machine.stream(), NormKind::rmsnorm, kEps, wide, {}, {}, {}, {}, wide, {}, one); }),
+      {"at most 16384 elements", "model.width is 40000", "--device cpu"});
 }
 
 }  // namespace
