@@ -111,8 +111,8 @@ std::int64_t rows_of_chunk(std::int64_t chunk_bytes, std::int64_t row_bytes) {
   return whole > 0 ? whole : fitting > 0 ? fitting : 1;
 }
 
-// Where the library's kernels really have GELU in their epilogue. Elsewhere it is reported to be slower there than in a
-// kernel of its own: sm_80 and sm_89 by llm.c, sm_120 by sglang.
+// Where the library's kernels really have GELU in their epilogue, for bf16. Elsewhere it is reported to be slower there
+// than in a kernel of its own: sm_80 and sm_89 by llm.c, sm_120 by sglang.
 bool has_fast_gelu(int architecture) { return architecture >= 90 && architecture < 120; }
 
 class CudaLinearOps final : public LinearOps {
@@ -194,9 +194,9 @@ class CudaLinearOps final : public LinearOps {
 
  private:
   // Whether GELU goes into the epilogue: the library asks that of the matrix in which it keeps or reads the
-  // pre-activation.
+  // pre-activation. Only of bf16: what the library's GELU is good to is not documented, and fp32 is for comparing.
   bool fuses_gelu(Activation activation, const Tensor& pre) const {
-    return has_fast_gelu_ && activation == Activation::gelu_tanh && pre.stride % 8 == 0;
+    return has_fast_gelu_ && pre.dtype == DType::bf16 && activation == Activation::gelu_tanh && pre.stride % 8 == 0;
   }
 
   // bias [1, width] rounded to the type of `like`, as the library adds it.

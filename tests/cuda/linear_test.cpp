@@ -299,17 +299,19 @@ TEST_F(CudaLinear, gives_the_same_with_and_without_the_librarys_epilogues) {
 }
 
 TEST_F(CudaLinear, asks_for_the_epilogue_of_gelu_only_where_it_is_fast) {
-  for (const int major : {8, 9, 10, 12}) {
+  for (const auto& [major, type] :
+       {std::pair(8, DType::bf16), {9, DType::bf16}, {9, DType::f32}, {10, DType::bf16}, {12, DType::bf16}}) {
     cuda::emulation::fake_device().major = major;
     const Machine machine{cuda::emulation::Options{}};
     cuda::emulation::fake_device() = {};
-    const Array x(machine, random_of(DType::f32, 8, 16, 1)), w(machine, random_of(DType::f32, 24, 16, 2));
-    const Array out(machine, Matrix(8, 24)), activated(machine, Matrix(8, 24));
+    const Array x(machine, random_of(type, 8, 16, 1), type), w(machine, random_of(type, 24, 16, 2), type);
+    const Array out(machine, Matrix(8, 24), type), activated(machine, Matrix(8, 24), type);
     machine.ops().linear().forward(machine.stream(), x, w, {}, Activation::gelu_tanh, out, activated);
     machine.stream().synchronize();
+    const bool fast = type == DType::bf16 && major != 8 && major != 12;
     EXPECT_EQ(cuda::emulation::fake_cublaslt().last_epilogue,
-              static_cast<unsigned>(major == 8 || major == 12 ? CUBLASLT_EPILOGUE_DEFAULT : CUBLASLT_EPILOGUE_GELU_AUX))
-        << major;
+              static_cast<unsigned>(fast ? CUBLASLT_EPILOGUE_GELU_AUX : CUBLASLT_EPILOGUE_DEFAULT))
+        << major << ", " << name_of(type);
   }
 }
 
