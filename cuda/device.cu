@@ -66,7 +66,10 @@ class CudaEvent final : public Event {
   }
   bool finished() override {
     const cudaError_t state = cudaEventQuery(handle_);
-    if (state == cudaErrorNotReady) return false;
+    if (state == cudaErrorNotReady) {
+      cudaGetLastError();  // forgets it: not ready is no error, but the next launch would find it
+      return false;
+    }
     check(state, "cudaEventQuery");
     return true;
   }
@@ -148,6 +151,7 @@ class CudaDevice final : public Device {
   explicit CudaDevice(const cudaDeviceProp& properties) : properties_(properties) {}
 
   int architecture() const { return 10 * properties_.major + properties_.minor; }
+  std::size_t most_shared() const { return properties_.sharedMemPerBlockOptin; }
 
   DeviceInfo info() const override {
     std::size_t free = 0, total = 0;
@@ -253,6 +257,8 @@ void check(cudaError_t error, const char* call) {
   throw Error(Exit::device, std::string("CUDA: ") + call + " failed: " + cudaGetErrorString(error) + " (" +
                                 cudaGetErrorName(error) + "). " + remedy_for(error));
 }
+
+std::size_t most_shared_of(const Device& device) { return static_cast<const CudaDevice&>(device).most_shared(); }
 
 int architecture_of(const Device& device) { return static_cast<const CudaDevice&>(device).architecture(); }
 

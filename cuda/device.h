@@ -18,6 +18,9 @@ std::unique_ptr<Device> make_device(int index);
 // 10 times the major plus the minor compute capability of a CUDA device: 90 for sm_90.
 int architecture_of(const Device& device);
 
+// Bytes of shared memory that a block of a CUDA device may have, static and dynamic together.
+std::size_t most_shared_of(const Device& device);
+
 // The runtime's handle of a stream that a CUDA device made.
 cudaStream_t handle_of(Stream& stream);
 

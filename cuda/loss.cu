@@ -14,8 +14,8 @@ namespace {
 
 // Bound by memory: logits are read once and their gradient is written once. A block owns a row. On the way in each
 // thread keeps a running maximum and the sum of exponentials below it (Milakov and Gimelshein 2018); for the gradient,
-// the row waits in shared memory where it fits (113 KB, two rows a multiprocessor: 57,000 logits in bf16), and is read
-// again through the L2 cache where it does not.
+// the row waits in shared memory where it fits (112 KB, two rows a multiprocessor: 57,000 logits in bf16; less on
+// devices that have less), and is read again through the L2 cache where it does not.
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
 constexpr std::size_t kMostKept = 112 << 10U;
@@ -169,7 +169,8 @@ __global__ void __launch_bounds__(kSumThreads) cross_entropy_sum(const double* l
 
 class CudaLoss final : public LossOps {
  public:
-  explicit CudaLoss(Device& device) : losses_(device) {}
+  explicit CudaLoss(Device& device)
+      : losses_(device), most_kept_(std::min(kMostKept, most_shared_of(device) - sizeof(RowShared))) {}
 
   void cross_entropy(Stream& stream, const Tensor& logits, std::int64_t vocabulary, const Tensor& targets,
                      const Softcap& softcap, float scale, bool gradient, double* loss_sum) override {
@@ -195,12 +196,12 @@ class CudaLoss final : public LossOps {
 
  private:
   template <class T, int pack, bool capped>
-  static void rows(Stream& stream, const Rows<T>& p, std::int64_t count, bool gradient) {
+  void rows(Stream& stream, const Rows<T>& p, std::int64_t count, bool gradient) const {
     Grid grid{dim3(static_cast<unsigned>(count)), dim3(kThreads), handle_of(stream)};
     const std::size_t row_bytes = static_cast<std::size_t>(p.vocabulary) * sizeof(T);
     if (!gradient) {
       launch<cross_entropy_rows<T, pack, capped, false, false>>(grid, p);
-    } else if (row_bytes > kMostKept) {
+    } else if (row_bytes > most_kept_) {
       launch<cross_entropy_rows<T, pack, capped, true, false>>(grid, p);
     } else {
       constexpr auto kernel = &cross_entropy_rows<T, pack, capped, true, true>;
@@ -211,6 +212,7 @@ class CudaLoss final : public LossOps {
   }
 
   Scratch losses_;
+  std::size_t most_kept_;  // bytes of a row
 };
 
 }  // namespace

@@ -36,7 +36,6 @@ struct CUevent_st {
 namespace polaron::cuda::emulation {
 namespace {
 
-constexpr std::size_t kMostShared = 227 << 10U;  // of a block on sm_90
 constexpr std::size_t kUsualShared = 48 << 10U;
 
 struct Runtime {
@@ -63,7 +62,7 @@ std::size_t total(const std::map<void*, std::size_t>& memory) {
 }
 
 cudaError_t result(cudaError_t error) {
-  if (error != cudaSuccess && error != cudaErrorNotReady) runtime().last = error;
+  if (error != cudaSuccess) runtime().last = error;
   return error;
 }
 
@@ -145,7 +144,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   properties->minor = fake_device().minor;
   properties->totalGlobalMem = fake_device().memory;
   properties->multiProcessorCount = 4;
-  properties->sharedMemPerBlockOptin = kMostShared;
+  properties->sharedMemPerBlockOptin = fake_device().shared;
   return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
@@ -252,7 +251,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
   if (const cudaError_t error = begin("cudaEventQuery"); error != cudaSuccess) return error;
   if (event->stream == nullptr || event->stream->done >= event->target) return cudaSuccess;
   event->stream->step();
-  return cudaErrorNotReady;
+  return result(cudaErrorNotReady);
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   if (const cudaError_t error = begin("cudaEventSynchronize"); error != cudaSuccess) return error;
@@ -263,7 +262,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   if (const cudaError_t error = begin("cudaFuncSetAttribute"); error != cudaSuccess) return error;
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return result(cudaErrorInvalidValue);
-  if (value < 0 || static_cast<std::size_t>(value) > kMostShared) return result(cudaErrorInvalidValue);
+  if (value < 0 || static_cast<std::size_t>(value) > fake_device().shared) return result(cudaErrorInvalidValue);
   runtime().shared_limits[kernel] = std::max(kUsualShared, static_cast<std::size_t>(value));
   return cudaSuccess;
 }

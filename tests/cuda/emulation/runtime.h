@@ -15,6 +15,7 @@ struct FakeDevice {
   int count = 1;  // devices; 0: none
   int major = 9, minor = 0;
   std::size_t memory = std::size_t{4} << 30U;
+  std::size_t shared = std::size_t{227} << 10U;  // of a block, at most: as on sm_90
   std::string name = "emulated device";
 };
 FakeDevice& fake_device();
