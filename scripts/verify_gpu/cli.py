@@ -140,6 +140,8 @@ def main(arguments=None) -> int:
     if words[:1] == ["cpu-losses"]:
         return losses.write_cpu_losses(words[1:])
     chosen = parse(words)
+    # Where images keep NVIDIA's programs without naming them.
+    os.environ["PATH"] += os.pathsep + os.pathsep.join(("/usr/local/cuda/bin", "/usr/local/nvidia/bin"))
     session = Session(chosen.out, chosen.budget, os.environ.get("POLARON_VERIFY_DRY", "") not in ("", "0"), render)
     try:
         return verify(session, chosen)

@@ -50,6 +50,22 @@ class Judgements(unittest.TestCase):
         with self.assertRaisesRegex(StepFailed, r"Suite\.b"):
             judge(a="passed", b="failed")
 
+    def test_of_failed_tests_those_are_named_that_fail_by_themselves(self):
+        tried = []
+
+        def run_tests(session, chosen, name, limit):
+            tried.append(name)
+            state = "failed" if name == "Suite.faults" else "passed"
+            return correctness.count_tests(gtest_report(**{name.split(".")[1]: state})), unittest.mock.Mock(code=0)
+
+        session = unittest.mock.Mock(**{"left.return_value": 100.0})
+        with unittest.mock.patch.object(correctness, "run_tests", run_tests):
+            found = correctness.alone(session, None, ["Suite.faults", "Suite.after", "Suite.later"])
+            self.assertEqual(found, "alone fail: Suite.faults")
+            self.assertEqual(tried, ["Suite.faults", "Suite.after", "Suite.later"])
+            session.left.return_value = 5.0
+            self.assertEqual(correctness.alone(session, None, ["Suite.after"]), "alone fail: none (1 not tried)")
+
     def test_a_sanitizer_must_have_counted_nothing(self):
         for clean in (
             "========= ERROR SUMMARY: 0 errors",
