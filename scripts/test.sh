@@ -20,7 +20,8 @@ echo "clean"
 
 echo "== build"
 # The tests of the plotting scripts are skipped by a python without matplotlib.
-cmake --preset release -G Ninja -Wno-dev -DPython3_EXECUTABLE="$(python_with matplotlib || command -v python3)" >/dev/null
+cmake --preset release -G Ninja -Wno-dev -DCMAKE_COMPILE_WARNING_AS_ERROR=ON \
+  -DPython3_EXECUTABLE="$(python_with matplotlib || command -v python3)" >/dev/null
 cmake --build --preset release
 
 echo "== tests"

@@ -11,13 +11,15 @@ cd "$(dirname "$0")/.."
 # shellcheck disable=SC2086
 need_packages $build_packages libgtest-dev libgmock-dev clang libclang-rt-14-dev libomp-dev libbenchmark-dev
 
+strict=(-G Ninja -Wno-dev -DCMAKE_COMPILE_WARNING_AS_ERROR=ON)
+
 echo "== sanitizers"
-cmake --preset sanitize -G Ninja -Wno-dev >/dev/null
+cmake --preset sanitize "${strict[@]}" >/dev/null
 cmake --build --preset sanitize
 ctest --preset sanitize -j "$(nproc)"
 
 echo "== emulated CUDA kernels under the sanitizers (where there is a CUDA toolkit)"
-cmake --preset release -B build/cuda-flavours -G Ninja -Wno-dev -DPOLARON_CUDA_FLAVOURS=ON >/dev/null
+cmake --preset release -B build/cuda-flavours "${strict[@]}" -DPOLARON_CUDA_FLAVOURS=ON >/dev/null
 if grep -q '^CMAKE_CUDA_COMPILER:.*nvcc' build/cuda-flavours/CMakeCache.txt; then
   cmake --build build/cuda-flavours --target test_cuda_asan test_cuda_tsan
   ctest --test-dir build/cuda-flavours -R cuda_kernels_.*_sanitizer --output-on-failure
@@ -26,17 +28,17 @@ fi
 # Neither library uses OpenMP. What remains unseen: the kernels' OpenMP threads, the trainer around both, and whatever
 # Open MPI does inside; what it reads and writes of ours is told by tests/comm/mpi_accesses.cpp.
 echo "== threads"
-cmake --preset thread -G Ninja -Wno-dev >/dev/null
+cmake --preset thread "${strict[@]}" >/dev/null
 cmake --build --preset thread
 ctest --preset thread -j "$(nproc)"
 
 echo "== fuzzing"
-cmake -S . -B build/fuzz -G Ninja -Wno-dev -DCMAKE_CXX_COMPILER=clang++ -DPOLARON_FUZZ=ON -DPOLARON_MARCH= \
+cmake -S . -B build/fuzz "${strict[@]}" -DCMAKE_CXX_COMPILER=clang++ -DPOLARON_FUZZ=ON -DPOLARON_MARCH= \
   -DPOLARON_FUZZ_SECONDS="${POLARON_FUZZ_SECONDS:-300}" >/dev/null
 cmake --build build/fuzz --target fuzzers
 ctest --test-dir build/fuzz -R '^fuzz_' --output-on-failure
 
 echo "== portable build"
-cmake --preset portable -G Ninja -Wno-dev -DPOLARON_BENCHMARKS=ON >/dev/null
+cmake --preset portable "${strict[@]}" -DPOLARON_BENCHMARKS=ON >/dev/null
 cmake --build --preset portable
 ctest --test-dir build/portable --output-on-failure -j "$(nproc)"
