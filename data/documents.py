@@ -262,9 +262,11 @@ class Split:
 
 
 def tail_start(text: bytes, fraction: float) -> int:
-    """Where the last `fraction` of the text starts: at a line's start, or at least at a character's."""
+    """Where the last `fraction` of the text starts: at a line's start where one lies near, else at a character's.
+    The last part becomes larger by a half at most."""
     cut = min(len(text) - 1, int(len(text) * (1 - fraction)))
-    line = text.rfind(b"\n", 0, cut) + 1
+    nearest = max(0, cut - (len(text) - cut) // 2)
+    line = text.rfind(b"\n", nearest, cut) + 1
     if line > 0:
         return line
     while cut > 0 and text[cut] & 0xC0 == 0x80:

@@ -145,6 +145,16 @@ class Inputs(Case):
         self.assertTrue(train.endswith(b"\n"))
         self.assertTrue(0.08 < len(tail) / len(text.encode()) < 0.13)
 
+    def test_a_line_end_far_before_the_tail_does_not_move_it(self):
+        for line in ("lorem ipsum dolor " * 2000, "北京" * 6000):
+            with self.subTest(line=line[:2]):
+                text = ("My Book\n" + line).encode()
+                output = self.prepare(self.write("book.txt", text), "--force")
+                (train,), (tail,) = self.texts(output, "train"), self.texts(output, "validation")
+                self.assertEqual(train + tail, text)
+                self.assertAlmostEqual(len(tail) / len(text), 0.05, delta=0.001)
+                tail.decode()
+
     def test_a_tail_never_cuts_a_character(self):
         text = "北京" * 500
         output = self.prepare(self.write("line.txt", text), "--validation-fraction", "0.1")
