@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from .base import Problem, format_duration, get, read_json, write_json
-from .grid import data_vocabulary
+from .grid import data_vocabulary, validation_tokens
 from .program import Polaron, end_with_parent, environment, last_lines
 from .results import read_lines
 from .scaling import scale
@@ -80,7 +80,7 @@ class Estimate:
         config = next(iter(self.grid.configs.values()))
         steps, every = config["training"]["steps"], get(config, "validation.every", 0)
         validations = 1 + (steps // every if every else 0)
-        tokens = validations * get(config, "validation.tokens", 0)
+        tokens = validations * validation_tokens(config)
         return self.probed["step"] + tokens * self.probed["validation_token"] / steps
 
     def left(self, results: dict, active=()):

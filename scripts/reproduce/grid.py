@@ -251,6 +251,12 @@ def shard_tokens(pattern: str) -> int:
     return total
 
 
+def validation_tokens(config: dict) -> int:
+    """Targets of one validation: those asked for (0: all), as far as the split has them; 0 where that is not known."""
+    asked, there = get(config, "validation.tokens", 0), shard_tokens(get(config, "data.validation", ""))
+    return min(asked, there) if asked and there else asked or there
+
+
 def vocabulary_size(config: dict) -> int:
     """Logits of the model, 0 where their number is not known: what the uniform perplexity is."""
     return max(get(config, "model.vocabulary", 0), get(config, "model.head_vocabulary", 0)) or data_vocabulary(config)

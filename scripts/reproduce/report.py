@@ -6,6 +6,7 @@ import statistics
 from dataclasses import dataclass, field
 
 from .base import format_bytes, format_tokens, rate_text, write_atomically
+from .grid import validation_tokens
 from .runs import mean_load
 from .scaling import RULE
 from .tables import OPTIMIZERS
@@ -216,16 +217,16 @@ def header(table, grid, results: dict, options, facts: dict) -> list:
     some = next((result for result in results.values() if result.parameters), None)
     size = f", {some.parameters:,} parameters" if some else ""
     tokens = training["steps"] * training["batch"] * training["sequence_length"]
-    validation = config["validation"]["tokens"]
+    # As the runs say: a split with fewer tokens than the config asks for is used whole.
+    validation = max((result.val_tokens for result in results.values()), default=0) or validation_tokens(config)
     validated = f"{format_tokens(validation)} tokens" if validation else "all tokens"
     lines = [f"# {table.title}", "",
              f"Table `{options.table}`: {model['preset']}, {model['layers']} layers, width {model['width']}, "
              f"{model['heads']} heads of {model['head_size']}, MLP {model['mlp_hidden']}{size}. "
              f"{training['steps']:,} steps of {training['batch']} x {training['sequence_length']} tokens = "
              f"{format_tokens(tokens)} tokens a run{facts.get('epochs', '')}. Perplexity of "
-             f"{validated} "
-             f"of the validation split after the last step. Schedule {config['schedule']['type']}, the rates' peak in "
-             f"the column lr; weights and optimizer states are fp32 (also AdamW's), products "
+             f"{validated} of the validation split after the last step. Schedule {config['schedule']['type']}, the "
+             f"rates' peak in the column lr; weights and optimizer states are fp32 (also AdamW's), products "
              f"{config.get('precision', 'fp32')}."]
     if options.scale != 1.0:
         rule = RULE.replace("\n", " ")

@@ -24,6 +24,7 @@ class Result:
     loss: float = float("nan")  # of the last step
     val_loss: float = float("inf")
     perplexity: float = float("inf")
+    val_tokens: int = 0  # of the last validation
     validations: list = field(default_factory=list)  # (tokens, seconds of steps so far, perplexity)
     reason: str = ""  # why the run diverged
     device: str = ""
@@ -102,6 +103,7 @@ def read_result(folder: Path, steps: int, vocabulary: int = 0) -> Result:
         line = validations[step]
         result.validation_seconds += line["ms"] / 1e3 if finite(line.get("ms")) else 0.0
         perplexity = line["perplexity"] if finite(line.get("perplexity")) else float("inf")
+        result.val_tokens = line["val_tokens"] if finite(line.get("val_tokens")) else 0
         result.validations.append((line.get("tokens", 0), elapsed.get(step, result.seconds), perplexity))
     judge(result, end, validations.get(steps), steps, vocabulary)
     return result

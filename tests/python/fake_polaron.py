@@ -7,6 +7,7 @@ step), FAKE_MS (what a step says it took).
 """
 
 import fnmatch
+import glob
 import json
 import math
 import os
@@ -66,6 +67,13 @@ def final_perplexity(config: dict) -> float:
     off = math.log2(group["lr"] / best)
     low_rank = 0.01 * (256 - group["rank"]) if "rank" in group else 0.0
     return value * (1 + 0.05 * off * off) + low_rank + 0.5 * (config["seed"] - 1)
+
+
+def validation_targets(config: dict) -> int:
+    """Those asked for (0: all), as far as the shards have them."""
+    pattern = config["data"]["validation"]
+    there = -1 + sum(int.from_bytes(Path(shard).read_bytes()[8:12], "little") for shard in glob.glob(pattern))
+    return min(config["validation"]["tokens"] or there, there)
 
 
 def matches(variable: str, name: str) -> bool:
@@ -129,7 +137,7 @@ def steps(config: dict, name: str, file, checkpoints: Path, first: int, stop: li
             return 4
         if (every and step % every == 0) or step == total:
             perplexity = end * (1 + (total - step) / total)
-            tokens = config["validation"]["tokens"]
+            tokens = validation_targets(config)
             write(kind="validation", step=step, tokens=step * a_step, val_loss=math.log(perplexity),
                   perplexity=perplexity, val_tokens=tokens, ms=ms)
         if (save_every and step % save_every == 0) or step == total:

@@ -35,14 +35,18 @@ class ReproduceCase(unittest.TestCase):
         (self.folder / "mpirun").write_text(MPIRUN, encoding="utf-8")
         for name in ("polaron", "mpirun"):
             (self.folder / name).chmod(0o755)
-        header = [20240520, 1, 1_000_000] + [0] * 253
         for name in ("train_000000.bin", "validation_000000.bin"):
-            (self.folder / name).write_bytes(b"".join(number.to_bytes(4, "little") for number in header))
+            self.write_shard(name, 1_000_000)
         (self.folder / "vocabulary.json").write_text('{"size": 4096}', encoding="utf-8")
         self.out = self.folder / "out"
         for name, value in (("POLL_SECONDS", 0.005), ("ORPHAN_PATIENCE", 20.0)):
             self.addCleanup(setattr, runs, name, getattr(runs, name))
             setattr(runs, name, value)
+
+    def write_shard(self, name: str, tokens: int) -> None:
+        """A header alone."""
+        header = [20240520, 1, tokens] + [0] * 253
+        (self.folder / name).write_bytes(b"".join(number.to_bytes(4, "little") for number in header))
 
     def arguments(self, *more: str) -> list:
         """A grid of a few steps: 40 of 16 x 256 tokens, a validation every 10 and a checkpoint every 5."""

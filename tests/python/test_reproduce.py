@@ -53,6 +53,11 @@ class Running(ReproduceCase):
         with open(self.out / "sweep.csv", encoding="utf-8") as file:
             self.assertEqual(sum(row["optimizer"] == "adamw" for row in csv.DictReader(file)), 3)
 
+    def test_the_table_names_the_tokens_that_were_validated(self):
+        self.write_shard("validation_000000.bin", 5001)  # of 65,536 asked for
+        self.assertEqual(self.reproduce("--optimizers", "muon", "--seeds", "1", "--lrs", "0.02")[0], 0)
+        self.assertIn("Perplexity of 5k tokens of the", (self.out / "table.md").read_text(encoding="utf-8"))
+
     def test_a_finished_grid_is_not_repeated_and_needs_resume(self):
         self.assertEqual(self.reproduce(*SMALL)[0], 0)
         before, table = self.calls(), (self.out / "table.md").read_text(encoding="utf-8")
@@ -227,6 +232,14 @@ class Refused(ReproduceCase):
         status, _, errors = self.reproduce(*SMALL, "--budget", "33m", "--set", "model.layers=5", FAKE_MS="2000")
         self.assertEqual(status, 0, errors)
         self.assertIn("about 32 min left", errors)
+
+    def test_the_estimate_counts_the_validation_tokens_that_there_are(self):
+        # A validation of 4,096 tokens takes 2 s: 5 of 8,192 take 20 s, beside 40 steps of 2 s.
+        self.write_shard("validation_000000.bin", 8192)
+        for asked in (0, 65536):
+            status, _, errors = self.reproduce("--optimizers", "muon", "--seeds", "1", "--lrs", "0.02", "--budget", "1m",
+                                               "--set", f"validation.tokens={asked}", FAKE_MS="2000")
+            self.assertEqual((status, "40 s more" in errors), (2, True), errors)
 
     def test_the_estimate_follows_the_runs(self):
         self.assertEqual(self.reproduce("--optimizers", "muon", "--seeds", "1", FAKE_MS="2000")[0], 0)
