@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from reproduce.base import Problem
-from reproduce.program import environment, last_lines
+from reproduce.program import environment, last_lines, on_processes
 
 from .base import Measured, Planned, name_of
 
@@ -55,9 +55,7 @@ def stop(process: subprocess.Popen) -> None:
 def train(options, overrides: list, processes: int, exchange: str, folder: Path, on_step) -> Measured:
     """One run; on_step(number of steps done) is called while it goes on."""
     output = folder / "run"
-    command = [options.polaron, "train", options.config]
-    if processes > 1:
-        command = [*shlex.split(options.mpirun), "-n", str(processes), *command]
+    command = on_processes([options.polaron, "train", options.config], processes, options.mpirun)
     settings = [*overrides, f"training.steps={options.skip + options.steps}", f"output={json.dumps(str(output))}"]
     for setting in settings + ([f"parallel.exchange={exchange}"] if exchange else []):
         command += ["--set", setting]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .base import Problem, format_duration, get, read_json, write_json
 from .grid import data_vocabulary, validation_tokens
-from .program import Polaron, end_with_parent, environment, last_lines
+from .program import Polaron, end_with_parent, environment, last_lines, on_processes
 from .results import read_lines
 from .scaling import scale
 
@@ -41,8 +41,7 @@ def probe(config: dict, polaron: Polaron, options) -> dict:
         command = [polaron.path, "train", str(folder / "probe.json")]
         if options.threads:
             command += ["--threads", str(options.threads)]
-        if options.processes > 1:
-            command = [*options.mpirun.split(), "-n", str(options.processes), *command]
+        command = on_processes(command, options.processes, options.mpirun)
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL,
                               check=False, env=environment(options.nice), preexec_fn=end_with_parent)  # noqa: PLW1509
         lines, _ = read_lines(folder / "run" / "metrics.jsonl")

@@ -38,6 +38,11 @@ def environment(nice: int = 0) -> dict:
     return os.environ | more
 
 
+def on_processes(command: list, processes: int, mpirun: str) -> list:
+    """The command itself for one process, else started by mpirun."""
+    return command if processes == 1 else [*shlex.split(mpirun), "-n", str(processes), *command]
+
+
 def end_with_parent() -> None:
     """Called in a started process: when this script is killed, the kernel tells the process to checkpoint and stop."""
     try:

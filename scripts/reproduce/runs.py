@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .base import Problem, read_json, write_json
 from .grid import Run
-from .program import Polaron, end_with_parent, environment, last_lines, set_words
+from .program import Polaron, end_with_parent, environment, last_lines, on_processes, set_words
 from .results import EXIT_NUMERICAL, read_result
 
 POLL_SECONDS, NOTE_SECONDS = 1.0, 60.0
@@ -131,9 +131,7 @@ class Training:
         command = [polaron.path, "train", str(options.out / "configs" / f"{run.name}.json")]
         command += set_words({"output": str(self.folder)} | ({"threads": options.threads} if options.threads else {}))
         command += ["--resume"] if resume else []
-        if options.processes > 1:
-            command = [*shlex.split(options.mpirun), "-n", str(options.processes), *command]
-        self.command, self.told = command, False
+        self.command, self.told = on_processes(command, options.processes, options.mpirun), False
         self.first_step = progress_of(self.folder) if resume else 0
         self.record = Record(options.out, run.name)
         self.record.start(options)
@@ -141,11 +139,11 @@ class Training:
         with open(self.output, "ab") as said:
             try:
                 self.process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
+                    self.command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
                     env=environment(options.nice), start_new_session=True, preexec_fn=end_with_parent,  # noqa: PLW1509
                     pass_fds=(lock.file.fileno(),))
             except OSError as error:
-                raise Problem(f"cannot start '{command[0]}': {error.strerror}.") from error
+                raise Problem(f"cannot start '{self.command[0]}': {error.strerror}.") from error
 
     def step(self) -> int:
         return progress_of(self.folder)

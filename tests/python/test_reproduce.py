@@ -90,6 +90,10 @@ class Running(ReproduceCase):
                                            "--mpirun", str(self.folder / "mpirun"))
         self.assertEqual(status, 0, errors)
         self.assertEqual(self.metrics("muon-lr0.02-s1")[0]["processes"], 2)
+        (self.folder / "mpirun").rename(self.folder / "my mpirun")
+        status, _, errors = self.reproduce("--optimizers", "muon", "--seeds", "1", "--lrs", "0.02", "--processes", "2",
+                                           "--mpirun", f"'{self.folder}/my mpirun'", "--out", str(self.folder / "new"))
+        self.assertEqual(status, 0, errors)
         status, _, errors = self.reproduce("--processes", "2", "--mpirun", "no-such-mpirun", "--resume")
         self.assertEqual((status, "openmpi-bin" in errors), (2, True))
 
