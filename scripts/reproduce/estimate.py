@@ -13,17 +13,22 @@ from .results import read_lines
 from .scaling import scale
 
 PROBE_STEPS, PROBE_VALIDATION_TOKENS = 4, 4096
+PROBE_RATE = 1e-8  # of all parameters: a rate of the grid may diverge, which is a result and no reason to stop
 ENOUGH_STEPS = 20  # of a run, to judge its method's speed by
 
 
 def probe_config(config: dict, output: Path) -> dict:
-    """A few steps of the same model and batch, and a small validation."""
+    """A few tiny steps of the same model and batch, and a small validation."""
     config = json.loads(json.dumps(config))
     training = config["training"]
     training["steps"] = PROBE_STEPS
     training["tokens"] = PROBE_STEPS * training["batch"] * training["sequence_length"]
     config["name"], config["output"] = "probe", str(output)
     config["schedule"] = {"type": "constant"}
+    groups = config["optimizer"].values()
+    for group in [each for value in groups for each in (value if isinstance(value, list) else [value])]:
+        if isinstance(group, dict) and "lr" in group:
+            group["lr"] = PROBE_RATE
     config["checkpoint"] = {"every": 0, "keep": 1}
     config["sample"] = {"every": 0}
     tokens = max(PROBE_VALIDATION_TOKENS, training["micro_batch"] * training["sequence_length"])  # whole batches

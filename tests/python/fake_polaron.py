@@ -1,9 +1,9 @@
 """A polaron that only pretends, for the tests of scripts/reproduce.py: it writes the files of a run without training.
 
 Perplexity falls with the steps to a value that depends on the optimizer, its learning rate (best at BEST) and the seed.
-Environment: FAKE_DIVERGE (glob of run names that end with exit code 4), FAKE_BAD (glob: perplexity beyond the
-vocabulary), FAKE_KILL (NAME:STEP, once: dies there as by kill -9), FAKE_FAIL (NAME:CODE, always), FAKE_SLEEP (seconds a
-step), FAKE_MS (what a step says it took).
+Environment: FAKE_DIVERGE (glob of run names that end with exit code 4), FAKE_DIVERGE_ABOVE (rate of the matrices beyond
+which every training does), FAKE_BAD (glob: perplexity beyond the vocabulary), FAKE_KILL (NAME:STEP, once: dies there as
+by kill -9), FAKE_FAIL (NAME:CODE, always), FAKE_SLEEP (seconds a step), FAKE_MS (what a step says it took).
 """
 
 import fnmatch
@@ -132,7 +132,8 @@ def steps(config: dict, name: str, file, checkpoints: Path, first: int, stop: li
         ms = float(os.environ.get("FAKE_MS", "100"))
         write(kind="step", step=step, tokens=step * a_step, loss=5.0, ms=ms, tokens_per_s=1000.0 + step % 3,
               memory=1_000_000 + step)
-        if matches("FAKE_DIVERGE", name) and step >= total // 2:
+        too_fast = config["optimizer"]["matrices"]["lr"] > float(os.environ.get("FAKE_DIVERGE_ABOVE", "inf"))
+        if (matches("FAKE_DIVERGE", name) or too_fast) and step >= total // 2:
             write(kind="end", step=step, reason="the loss is not finite", exit_code=4, seconds=1.0)
             return 4
         if (every and step % every == 0) or step == total:

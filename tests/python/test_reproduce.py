@@ -275,6 +275,12 @@ class Failing(ReproduceCase):
             diverged = [row for row in csv.DictReader(file) if row["state"] == "diverged"]
         self.assertEqual([(row["perplexity"], row["steps"]) for row in diverged], [("", "20")] * 3)
 
+    def test_a_first_rate_that_diverges_stops_nothing(self):
+        status, _, errors = self.reproduce(*SMALL, "--lrs", "muon=1,2", "adamw=0.001,1", FAKE_DIVERGE_ABOVE="0.5")
+        self.assertEqual(status, 0, errors)
+        rows = self.table()
+        self.assertEqual((rows["Muon"][2], rows["AdamW"][2]), ("**diverged** at every rate", "30.25 ± 0.35"))
+
     def test_a_diverged_seed_is_counted_beside_the_others(self):
         self.assertEqual(self.reproduce(*CHOSEN, FAKE_DIVERGE="muon-*-s2")[0], 0)
         self.assertEqual(self.table()["Muon"][2:4], ["20.00 (1 of 2 **diverged**)", "1"])
