@@ -9,9 +9,9 @@
 #            under the same paths on all of them. -n must be given.
 # --dry-run  prints the command instead of running it
 #
-# POLARON names the program, MPIRUN the launcher. A process takes the GPU of its number on its machine; in excess of the
-# GPUs they share them, which works but sends everything through host memory (polaron warns). Ends with polaron's exit
-# code: 6 means stopped after a checkpoint; --resume goes on from there.
+# POLARON names the program (otherwise the one built last below build/), MPIRUN the launcher. A process takes the GPU of
+# its number on its machine; in excess of the GPUs they share them, which works but sends everything through host memory
+# (polaron warns). Ends with polaron's exit code: 6 means stopped after a checkpoint; --resume goes on from there.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 
@@ -61,12 +61,17 @@ esac
 
 polaron=${POLARON:-}
 if [ -z "$polaron" ]; then
+  # The one built last. Instrumented builds, which are slow, do not count.
   for candidate in "$root"/build/*/polaron "$root"/build/polaron; do
-    if [ -x "$candidate" ]; then polaron=$candidate; break; fi
+    case $candidate in */sanitize/polaron | */thread/polaron) continue ;; esac
+    if [ -f "$candidate" ] && [ -x "$candidate" ] && { [ -z "$polaron" ] || [ "$candidate" -nt "$polaron" ]; }; then
+      polaron=$candidate
+    fi
   done
 fi
 [ -n "$polaron" ] || polaron=$(command -v polaron || true)
-[ -n "$polaron" ] || refuse "polaron is not built (cmake --preset release), or set POLARON to its path"
+[ -n "$polaron" ] ||
+  refuse "polaron is not built: cmake --preset release && cmake --build --preset release, or set POLARON to its path"
 
 mpirun=${MPIRUN:-mpirun}
 command=("$mpirun" -n "$processes")

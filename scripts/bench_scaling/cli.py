@@ -28,6 +28,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from reproduce.base import Problem
+from reproduce.program import find_program
 
 from .base import EXCHANGES, Planned, name_of
 from .picture import draw
@@ -59,9 +60,7 @@ def at_least(least: int):
 
 
 def check_tools(options) -> None:
-    if shutil.which(options.polaron) is None:
-        raise Problem(f"there is no program '{options.polaron}'. Build it (cmake --build --preset release) and give "
-                      "its path, say build/release/polaron.")
+    options.polaron = find_program(options.polaron)
     launcher = shlex.split(options.mpirun)
     if options.processes[-1] > 1 and (not launcher or shutil.which(launcher[0]) is None):
         raise Problem(f"there is no '{options.mpirun}' to start several processes. Debian, Ubuntu: sudo apt install "
@@ -153,8 +152,6 @@ def main(arguments=None) -> int:
     unknown = [word for word in options.exchanges if word not in EXCHANGES]
     if unknown or not options.exchanges or not options.processes:
         parser.error(f"--exchanges takes {', '.join(EXCHANGES)}, --processes at least one number")
-    if "/" in options.polaron:
-        options.polaron = os.path.abspath(options.polaron)
     title = options.title if options.title is not None else f"Scaling of {Path(options.config).stem}"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the temporary directory goes then too
     try:

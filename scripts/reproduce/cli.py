@@ -99,7 +99,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--jobs", type=at_least(1), default=1, metavar="N", help="runs side by side (default 1)")
     add("--threads", type=at_least(0), default=None, metavar="N", help="of each process (default: the cores / jobs)")
     add("--nice", type=at_least(0), default=0, metavar="N", help="lower priority, up to 19")
-    add("--polaron", default=None, metavar="PATH", help="the program (default: build/release/polaron, or on PATH)")
+    add("--polaron", default=None, metavar="PATH",
+        help="the program (default: that built last below build/, or on PATH)")
     add("--figures", type=names, default=["tokens", "seconds", "rates"], metavar="NAME,...",
         help="of tokens, seconds, rates, width, or none (default tokens,seconds,rates)")
     add("--widths", type=names, default=["128", "256", "512", "1024"], metavar="N,...", help="of the figure 'width'")
@@ -109,13 +110,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--report", action="store_true", help="train nothing; write the results of what is there")
     add("--dry-run", action="store_true", help="train nothing; show the runs, and what is known of the time")
     return parser
-
-
-def find_polaron(path) -> Polaron:
-    if path is None:
-        built = tables.REPOSITORY / "build" / "release" / "polaron"
-        path = str(built) if built.exists() else "polaron"
-    return Polaron(path)
 
 
 def parse_set(words: list) -> dict:
@@ -276,7 +270,7 @@ def write_results(table, grid, runner, options, facts, final: bool) -> str:
 
 def run(options, arguments: list) -> int:
     table = complete(options, arguments)
-    polaron = find_polaron(options.polaron)
+    polaron = Polaron(options.polaron)
     if options.report or options.dry_run:
         grid, facts, _, _ = make_grid(table, options, polaron)
         runner = Runner(grid, polaron, options, None, vocabulary_size(next(iter(grid.configs.values()))))

@@ -11,8 +11,11 @@ import tempfile
 from pathlib import Path
 
 from .base import Problem
+from .tables import REPOSITORY
 
 LAST_LINES = 15
+BUILD = "cmake --preset release && cmake --build --preset release"
+INSTRUMENTED = ("sanitize", "thread")  # presets
 
 
 def last_lines(text: str) -> str:
@@ -51,15 +54,30 @@ def end_with_parent() -> None:
         pass
 
 
-class Polaron:
-    """The program; `path` as on a command line."""
+def newest_build(repository: Path):
+    """The program built last, as scripts/launch.sh finds it, or None; instrumented builds, which are slow, left out."""
+    built = [path for path in (*repository.glob("build/*/polaron"), repository / "build" / "polaron")
+             if path.parent.name not in INSTRUMENTED and path.is_file() and os.access(path, os.X_OK)]
+    return max(built, key=lambda path: path.stat().st_mtime, default=None)
 
-    def __init__(self, path: str):
-        found = shutil.which(path)
-        if found is None:
-            raise Problem(f"there is no program '{path}'. Build it (cmake --build --preset release) and give its path "
-                          "by --polaron, say build/release/polaron.")
-        self.path = os.path.abspath(found)
+
+def find_program(path, by: str = "") -> str:
+    """The program's whole path. `path`: as on a command line, where `by` gives it; None: that built last, or what is on
+    PATH."""
+    if path is None:
+        path = str(newest_build(REPOSITORY) or "polaron")
+    found = shutil.which(path)
+    if found is None:
+        raise Problem(f"there is no program '{path}'. Build it ({BUILD}) and give its path{by}, say "
+                      "build/release/polaron.")
+    return os.path.abspath(found)
+
+
+class Polaron:
+    """The program; `path` as find_program takes it."""
+
+    def __init__(self, path=None):
+        self.path = find_program(path, " by --polaron")
 
     def ask(self, *words: str, code: int = 0) -> str:
         command = [self.path, *words]

@@ -1,13 +1,20 @@
 """scripts/launch.sh and scripts/slurm: the commands that they would run."""
 
+import os
 import shlex
+import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 import unittest
 from pathlib import Path
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from reproduce import base, program  # noqa: E402
+
 OPEN_MPI = 'if [ "$1" = --version ]; then echo "mpirun (Open MPI) 4.1.4"; fi'
 OTHER_MPI = 'if [ "$1" = --version ]; then echo "HYDRA build details"; fi'
 
@@ -62,6 +69,30 @@ class Launching(unittest.TestCase):
         words = self.words(self.launch("-n", "16", "--hosts", str(hosts), "train", "c", NCCL_DEBUG="INFO"))
         self.assertEqual(words[words.index("--hostfile") + 1], str(hosts))
         self.assertEqual(words[words.index("-x") + 1], "NCCL_DEBUG")
+
+    def test_the_program_built_last_is_taken_but_no_instrumented_one(self):
+        (self.folder / "scripts").mkdir()
+        shutil.copy(SCRIPTS / "launch.sh", self.folder / "scripts")
+        for age, preset in enumerate(("sanitize", "quickstart", "release", "portable")):
+            (self.folder / "build" / preset).mkdir(parents=True)
+            os.utime(self.program(f"build/{preset}/polaron", ""), (2e9 - age, 2e9 - age))
+        words = self.words(self.run_script(self.folder / "scripts" / "launch.sh", ["--dry-run", "train", "c"],
+                                           {"MPIRUN": self.program("mpirun", OTHER_MPI)}))
+        self.assertEqual(words[3], str(self.folder / "build" / "quickstart" / "polaron"))
+        self.assertEqual(words[3], str(program.newest_build(self.folder)))
+
+    def test_where_nothing_is_built_both_commands_are_named(self):
+        (self.folder / "scripts").mkdir()
+        shutil.copy(SCRIPTS / "launch.sh", self.folder / "scripts")
+        outcome = self.run_script(self.folder / "scripts" / "launch.sh", ["--dry-run", "train", "c"], {})
+        self.assertEqual(outcome.returncode, 2)
+        self.assertIn(program.BUILD, outcome.stderr)
+        outcome = self.run_script("slurm/train.sbatch", ["c"], {"POLARON": "no-such-program"})
+        self.assertEqual(outcome.returncode, 2)
+        self.assertIn(program.BUILD, outcome.stderr)
+        with self.assertRaises(base.Problem) as caught:
+            program.find_program("no-such-program")
+        self.assertIn(program.BUILD, str(caught.exception))
 
     def test_other_launchers_get_the_plain_command(self):
         words = self.words(self.launch("-n", "2", "train", "c", mpi=OTHER_MPI))

@@ -241,8 +241,8 @@ class Refused(ReproduceCase):
         # A validation of 4,096 tokens takes 2 s: 5 of 8,192 take 20 s, beside 40 steps of 2 s.
         self.write_shard("validation_000000.bin", 8192)
         for asked in (0, 65536):
-            status, _, errors = self.reproduce("--optimizers", "muon", "--seeds", "1", "--lrs", "0.02", "--budget", "1m",
-                                               "--set", f"validation.tokens={asked}", FAKE_MS="2000")
+            status, _, errors = self.reproduce("--optimizers", "muon", "--seeds", "1", "--lrs", "0.02", "--set",
+                                               f"validation.tokens={asked}", "--budget", "1m", FAKE_MS="2000")
             self.assertEqual((status, "40 s more" in errors), (2, True), errors)
 
     def test_the_estimate_follows_the_runs(self):
