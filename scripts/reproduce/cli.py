@@ -92,7 +92,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--validation-text", nargs="+", metavar="PATH", help="text to validate on (default: a part of --text)")
     add("--tokenizer", metavar="NAME", help="of that text: bytes (the default), or a tokenizer.json")
     add("--train-bpe", type=at_least(257), metavar="SIZE", help="train a BPE of SIZE entries on that text")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="put over the table's config, in all runs")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="put over the table's config, in all runs (before "
+        "it is scaled)")
     add("--budget", type=duration, metavar="TIME", help="refuse to start what would take longer, say 20m")
     add("--processes", type=at_least(1), default=1, metavar="N", help="of each run, by mpirun")
     add("--mpirun", default="mpirun", metavar="COMMAND", help="how to start them (default mpirun)")
@@ -142,6 +143,9 @@ def complete(options, arguments: list):
     for figure in options.figures:
         if figure not in ("tokens", "seconds", "rates", "width", "none"):
             raise Problem(f"there is no figure '{figure}'. The figures are tokens, seconds, rates and width.")
+    if options.scale != 1.0 and "training.tokens" in parse_set(options.set):
+        raise Problem("--scale shrinks the tokens of the table, and --set training.tokens gives their number: give one "
+                      "of the two. Beside --scale, --set training.steps=N is of the table before it is scaled.")
     if bool(options.train) != bool(options.validation):
         raise Problem("--train and --validation go together: perplexity is measured on the validation shards.")
     if options.validation_text and not options.text:

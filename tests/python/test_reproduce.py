@@ -214,6 +214,7 @@ class Refused(ReproduceCase):
                 (("--lrs", "-1"), ("'-1'",)),
                 (("--budget", "soon"), ("'soon'", "20m")),
                 (("--scale", "2"), ("'2'",)),
+                (("--set", "training.tokens=1e6", "--scale", "0.5"), ("--scale", "--set training.tokens")),
                 (("--train", "nothing_*.bin", "--validation", "nothing_*.bin"), ("'nothing_*.bin'", "prepare_text")),
                 (("--polaron", "no-such-program"), ("'no-such-program'", "--polaron"))):
             with self.subTest(arguments=arguments):
