@@ -160,6 +160,10 @@ def complete(options, arguments: list):
             raise Problem(f"no file matches '{pattern}'. Make shards by data/prepare_text.py, or give a text by "
                           "--text.")
     options.out = options.out.expanduser().absolute()
+    special = [letter for letter in "*?[{" if letter in str(options.out)]
+    if special and not options.train:
+        raise Problem(f"--out: '{options.out}' has a {special[0]} in it. Shards made there are found by a pattern, in "
+                      "which that stands for other letters: give another folder.")
     if (options.out / "runs").is_dir() and any((options.out / "runs").iterdir()) \
             and not (options.resume or options.report or options.dry_run):
         raise Problem(f"'{options.out}' holds runs already. Go on with them by --resume, or choose another --out.")

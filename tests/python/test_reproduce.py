@@ -344,6 +344,17 @@ class Texts(ReproduceCase):
         self.assertEqual((status, "no-such-book.txt" in errors), (2, True))
         self.assertEqual(self.calls(), [])
 
+    def test_a_folder_that_reads_as_a_pattern_is_refused_before_shards_are_made(self):
+        (self.folder / "book.txt").write_text("All work and no play.\n" * 3000, encoding="utf-8")
+        for name in ("a[1]", "a*", "a?", "{a,b}"):
+            out = self.folder / name
+            status, _, errors = self.reproduce("--text", str(self.folder / "book.txt"), "--out", str(out))
+            self.assertEqual((status, f"--out: '{out}'" in errors, out.exists()), (2, True, False), errors)
+        # Shards that are elsewhere are no reason.
+        status, _, errors = self.reproduce("--optimizers", "muon", "--seeds", "1", "--lrs", "0.02", "--out",
+                                           str(self.folder / "a[1]"))
+        self.assertEqual(status, 0, errors)
+
     def test_shards_are_not_half_made(self):
         text = self.folder / "book.txt"
         text.write_bytes(b"\xff\xfe nothing that is UTF-8 \xff\n" * 10)
