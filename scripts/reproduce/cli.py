@@ -92,8 +92,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--validation-text", nargs="+", metavar="PATH", help="text to validate on (default: a part of --text)")
     add("--tokenizer", metavar="NAME", help="of that text: bytes (the default), or a tokenizer.json")
     add("--train-bpe", type=at_least(257), metavar="SIZE", help="train a BPE of SIZE entries on that text")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="put over the table's config, in all runs (before "
-        "it is scaled)")
+    add("--set", action="append", default=[], metavar="KEY=VALUE",
+        help="put over the table's config, in all runs (before it is scaled)")
     add("--budget", type=duration, metavar="TIME", help="refuse to start what would take longer, say 20m")
     add("--processes", type=at_least(1), default=1, metavar="N", help="of each run, by mpirun")
     add("--mpirun", default="mpirun", metavar="COMMAND", help="how to start them (default mpirun)")

@@ -237,6 +237,8 @@ def header(table, grid, results: dict, options, facts: dict) -> list:
             f"runs of {grid.sweep_fraction:g} of the steps, with a schedule of their own"
         lines += ["", f"The rate of each row is the best of up to {rates} by {how}; the search is below. "
                   + ("Where the best rate was at the end of the grid, the grid was extended. " if grid.extend else "")
+                  + ("The first seed's run at that rate is also one of those in mean and deviation. "
+                     if grid.sweep_fraction >= 1 else "")
                   + "What is no matrix is optimized alike in all rows."]
     return lines
 

@@ -36,7 +36,9 @@ class Running(ReproduceCase):
         self.assertEqual(rows["AdamW"][1:4], ["0.001", "30.25 ± 0.35", "2"])
         self.assertEqual([row[6] for row in rows.values()], ["1 MB", "1 MB"])
         self.assertEqual(rows["Muon"][5].rstrip("*"), "6.6")
-        self.assertIn("Muon is 33.1% below that of AdamW", (self.out / "table.md").read_text(encoding="utf-8"))
+        text = (self.out / "table.md").read_text(encoding="utf-8")
+        self.assertIn("Muon is 33.1% below that of AdamW", text)
+        self.assertIn("The first seed's run at that rate is also one of those in mean and deviation.", text)
         self.assertIn("| Muon ", output)
         self.assertIn("[8/8]", errors)
 
@@ -77,6 +79,7 @@ class Running(ReproduceCase):
         self.assertEqual({call for call in calls if not call.endswith("-sweep")},
                          {"adamw-lr0.001-s1", "adamw-lr0.001-s2", "muon-lr0.02-s1", "muon-lr0.02-s2"})
         self.assertEqual(self.metrics("muon-lr0.02-sweep")[-1]["step"], 10)
+        self.assertNotIn("first seed", (self.out / "table.md").read_text(encoding="utf-8"))
         with open(self.out / "results.csv", encoding="utf-8") as file:
             self.assertEqual(len(list(csv.DictReader(file))), 4)
 
