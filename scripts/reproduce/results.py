@@ -113,7 +113,9 @@ def judge(result: Result, end, last, steps: int, vocabulary: int) -> None:
     """Whether the run finished or diverged. `last` is the validation after the last step."""
     if end is not None and end.get("exit_code") == EXIT_NUMERICAL:
         result.state = "diverged"
-        result.reason = f"{end.get('reason') or 'not finite'} at step {end.get('step', result.step)}"
+        result.reason = end.get("reason") or "not finite"
+        if "at step" not in result.reason:  # polaron's own reasons say it
+            result.reason += f" at step {end.get('step', result.step)}"
     elif end is not None and end.get("exit_code") == 0 and end.get("step", 0) >= steps and last is not None:
         if not finite(last.get("val_loss")):
             result.state, result.reason = "diverged", "the final validation loss is not finite"

@@ -134,7 +134,7 @@ def steps(config: dict, name: str, file, checkpoints: Path, first: int, stop: li
               memory=1_000_000 + step)
         too_fast = config["optimizer"]["matrices"]["lr"] > float(os.environ.get("FAKE_DIVERGE_ABOVE", "inf"))
         if (matches("FAKE_DIVERGE", name) or too_fast) and step >= total // 2:
-            write(kind="end", step=step, reason="the loss is not finite", exit_code=4, seconds=1.0)
+            write(kind="end", step=step, reason=f"the loss is not finite at step {step}", exit_code=4, seconds=1.0)
             return 4
         if (every and step % every == 0) or step == total:
             perplexity = end * (1 + (total - step) / total)

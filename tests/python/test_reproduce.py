@@ -271,7 +271,7 @@ class Failing(ReproduceCase):
         self.assertEqual(status, 0, errors)
         self.assertEqual(self.table()["AdamW"][1:4], ["-", "**diverged** at every rate", "0"])
         text = (self.out / "table.md").read_text(encoding="utf-8")
-        self.assertIn("AdamW, lr 0.002, seed 1: the loss is not finite at step 20", text)
+        self.assertIn("AdamW, lr 0.002, seed 1: the loss is not finite at step 20\n", text)
         self.assertIn("0.0005: diverged", text)
         self.assertEqual(self.reproduce(*SMALL, "--resume")[0], 0)
         self.assertEqual(sum(call.startswith("adamw") for call in self.calls()), 3)  # a diverged run is not repeated
