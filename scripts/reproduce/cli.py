@@ -29,7 +29,7 @@ from pathlib import Path
 
 from . import estimate as estimates
 from . import report, scaling, tables, text
-from .base import Problem, format_bytes, format_duration, format_tokens, get, parse_duration, write_json
+from .base import Problem, format_bytes, format_duration, format_tokens, get, parse_duration, read_json, write_json
 from .grid import Grid, data_vocabulary, expand, find_methods, optimizer_settings, shard_tokens, vocabulary_size
 from .program import Polaron
 from .progress import Progress
@@ -284,6 +284,7 @@ def run(options, arguments: list) -> int:
         runner = Runner(grid, polaron, options, None, vocabulary_size(next(iter(grid.configs.values()))))
         if options.dry_run:
             return dry_run(grid, runner, options)
+        options.command = (read_json(options.out / "grid.json") or {}).get("command", options.command)
         print(write_results(table, grid, runner, options, facts, True))
         return 0
     if options.nice:

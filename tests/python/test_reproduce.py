@@ -168,6 +168,13 @@ class Interrupted(ReproduceCase):
         self.assertEqual(self.table()["Muon"][2:4], ["20.00 (1 to come)", "1"])
         self.assertIn("still to come", (self.out / "table.md").read_text(encoding="utf-8"))
 
+    def test_a_report_names_the_command_that_made_the_runs(self):
+        self.assertEqual(self.reproduce(*CHOSEN, "--jobs", "2")[0], 0)
+        made = (self.out / "table.md").read_text(encoding="utf-8").split("## Command")[1]
+        self.assertEqual(self.reproduce(*CHOSEN, "--report")[0], 0)
+        self.assertEqual((self.out / "table.md").read_text(encoding="utf-8").split("## Command")[1], made)
+        self.assertIn("--jobs 2", made)
+
     def test_a_grid_in_use_is_refused(self):
         from reproduce.runs import Lock
 
