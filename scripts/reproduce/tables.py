@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from .base import Problem
+from .base import Problem, rate_text
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -132,6 +132,10 @@ def parse_rates(words: list, table: Table, optimizers: list, number: int) -> dic
             listed = []
         if not listed or not all(math.isfinite(rate) and rate > 0 for rate in listed):
             raise Problem(f"--lrs: '{word}' is neither auto nor learning rates such as 0.01,0.02 or muon=0.01,0.02.")
+        for low, high in zip(listed, listed[1:]):
+            if rate_text(low) == rate_text(high):
+                raise Problem(f"--lrs: {low} and {high} would be one run, '{rate_text(low)}': runs are named by three "
+                              "digits of their rate. Give one of the two.")
         for each in [name] if name else optimizers:
             if each in rates:
                 rates[each] = listed

@@ -222,6 +222,7 @@ class Refused(ReproduceCase):
                 (("--lrs", "moun=0.1"), ("'moun'", "muon")),
                 (("--lrs", "muon=fast"), ("'muon=fast'",)),
                 (("--lrs", "-1"), ("'-1'",)),
+                (("--lrs", "0.01,0.01001,0.02"), ("0.01 and 0.01001", "three digits")),
                 (("--budget", "soon"), ("'soon'", "20m")),
                 (("--scale", "2"), ("'2'",)),
                 (("--set", "training.tokens=1e6", "--scale", "0.5"), ("--scale", "--set training.tokens")),
