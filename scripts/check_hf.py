@@ -18,6 +18,8 @@ object with "loss", "tokens" and "sequence_length".
 Needs torch, transformers, safetensors and numpy. Exit: 0 they agree, 1 they do not, 2 something is missing or wrong.
 """
 
+from __future__ import annotations
+
 import argparse
 import glob
 import json
@@ -28,14 +30,18 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a mistyped path must not become a download
 
-import numpy as np
-import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
-from transformers.utils import logging as transformers_logging
+MISSING = ""  # package that is not there; --help needs none
+try:
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging as transformers_logging
+except ImportError as error:
+    MISSING = str(error)
 
 TOLERANCE = 1e-5
 # magic, version -> token type (header: 256 int32, the third one the number of tokens)
-SHARD_FORMATS = {(20240520, 1): np.uint16, (20240801, 7): np.uint32}
+SHARD_FORMATS = {(20240520, 1): "uint16", (20240801, 7): "uint32"}
 
 
 class Failure(Exception):
@@ -168,6 +174,10 @@ def main() -> int:
         parser.error("--data is missing")
     if arguments.tokens is not None and arguments.tokens < 1:
         parser.error("--tokens must be positive")
+    if MISSING:
+        print(f"check_hf: {MISSING}. Install it: {sys.executable} -m pip install torch transformers safetensors numpy",
+              file=sys.stderr)
+        return 2
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
