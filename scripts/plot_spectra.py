@@ -24,7 +24,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from plot_run import default_title, metrics_path, read_run
+from plot_run import default_title, metrics_path, name_runs, read_run
 from plotting import Problem, need_matplotlib, number, panels, plain_text, plural, save, short, use_log_scale
 
 SHARE = 0.9  # of the nuclear norm
@@ -216,9 +216,12 @@ def finish(figure, out: Path, scale) -> None:
 def title_of(path: Path) -> str:
     """The run's name and what it trained, where its metrics.jsonl is there."""
     try:
-        return default_title([read_run(metrics_path(str(path.parent)))])
+        metrics = metrics_path(str(path.parent))
+        run = read_run(metrics)
     except Problem:
         return path.resolve().parent.name
+    name_runs([run], [metrics])
+    return default_title([run])
 
 
 def main(arguments=None) -> int:

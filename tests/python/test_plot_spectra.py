@@ -73,6 +73,13 @@ class Reading(InFolder):
         self.assertEqual([plot_spectra.nearest_step(spectra, step) for step in (None, 120, 150, 999)],
                          [200, 100, 100, 200])
 
+    def test_the_title_begins_with_the_run_s_name(self):
+        path = self.write(line(1, "blocks.0.a", [1.0]))
+        self.assertEqual(plot_spectra.title_of(path), self.folder.name)
+        (self.folder / "metrics.jsonl").write_text('{"kind": "run", "model": "gpt2", "optimizer": "muon"}\n',
+                                                   encoding="utf-8")
+        self.assertEqual(plot_spectra.title_of(path), f"{self.folder.name}: gpt2, muon")
+
     def test_what_is_missing_is_named(self):
         status, _, errors = self.script()
         self.assertEqual((status, "diagnostics.spectra" in errors), (2, True))
