@@ -80,6 +80,13 @@ def in_order(results: list, key: str) -> list:
     return list(dict.fromkeys(each[key] for each in results))
 
 
+def check_low_rank(benches: list) -> None:
+    for bench in benches:
+        if all(each["rank"] >= bench.rows for each in bench.results):
+            raise Problem(f"'{bench.path}' holds no result of a rank below {bench.rows}, its size. Leave it out, or "
+                          "measure a larger --size.")
+
+
 def draw_error(bench: Bench, out: Path) -> None:
     spectra = in_order(bench.results, "spectrum")
     figure, axes = panels(spectra, f"What low rank leaves over, {bench.rows} x {bench.cols}")
@@ -186,6 +193,8 @@ def main(arguments=None) -> int:
             raise Problem("give files of orthogonalizations, or one file of a regression.")
         if len({bench.rows for bench in benches}) < len(benches):
             raise Problem("two files are of the same size. Give one of each.")
+        if kinds == {"orthogonalize"}:
+            check_low_rank(benches)
         if not options.out.absolute().parent.is_dir():
             raise Problem(f"there is no folder '{options.out.parent}' for the pictures.")
         need_matplotlib()

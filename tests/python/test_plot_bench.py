@@ -66,10 +66,13 @@ class PlotBench(unittest.TestCase):
     def test_what_cannot_be_drawn_is_said_and_nothing_is_written(self):
         broken = orthogonalization(32)
         del broken["results"][1]["ms"]
+        full_rank = orthogonalization(32)
+        full_rank["results"] = [each for each in full_rank["results"] if each["rank"] == 32]
         for contents, said in (((regression(), orthogonalization(32)), "one file of a regression"),
                                ((orthogonalization(32), orthogonalization(32)), "the same size"),
                                (("{",), "0.json' is no JSON"),
                                ((broken,), "result 1 of a bench orthogonalize has no 'ms'"),
+                               ((full_rank, orthogonalization(64)), "0.json' holds no result of a rank below 32"),
                                (({"results": []},), "0.json' holds no results"),
                                (({"results": regression()["results"]},), "rows and cols")):
             status, errors, written = self.script(*contents)
