@@ -11,7 +11,8 @@ FILEs of one kind are drawn together. Of orthogonalizations are written
 
     OUT-error.png  what each sketch leaves over (||X - Q Q^T X|| / ||X||) against rank, at the smallest size: a panel
                    for each spectrum
-    OUT-time.png   milliseconds against size, at rank an eighth of the size, beside Newton-Schulz and SVD of the whole
+    OUT-time.png   milliseconds against size, at rank an eighth of the size, beside Newton-Schulz and SVD of the whole:
+                   the median over the spectra
 
 and of regressions (one FILE)
 
@@ -25,6 +26,7 @@ Exit: 0 the pictures are written, 2 something is missing or wrong.
 import argparse
 import json
 import math
+import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,17 +126,27 @@ def use_ranks(panel, ranks: list) -> None:
     panel.xaxis.set_minor_locator(NullLocator())
 
 
+def times(benches: list) -> dict:
+    """Method -> [(rows, milliseconds)], ascending. Of a method the median over the spectra: its work hardly depends on
+    them, and any one time may have been disturbed by other work."""
+    lines = {}
+    for bench in sorted(benches, key=lambda bench: bench.rows):
+        found = {}
+        for each in bench.results:
+            if each["rank"] in (bench.rows, bench.rows / RANK_FRACTION):
+                found.setdefault(each["method"], []).append(each["ms"])
+        for method, values in found.items():
+            lines.setdefault(method, []).append((bench.rows, statistics.median(values)))
+    lines.pop("exact", None)  # that of the SVD
+    return lines
+
+
 def draw_time(benches: list, out: Path) -> None:
     benches = sorted(benches, key=lambda bench: bench.rows)
-    figure, (panel,) = panels([""], f"Time to orthogonalize, sketches at rank 1/{RANK_FRACTION}")
-    spectrum = benches[0].results[0]["spectrum"]
-    lines = {}
-    for bench in benches:
-        for each in bench.results:
-            full = each["rank"] == bench.rows
-            if each["spectrum"] == spectrum and (full or each["rank"] * RANK_FRACTION == bench.rows):
-                lines.setdefault(each["method"], []).append((bench.rows, each["ms"]))
-    lines.pop("exact", None)  # that of the SVD
+    spectra = max(len(in_order(bench.results, "spectrum")) for bench in benches)
+    how = f", median over {spectra} spectra" if spectra > 1 else ""
+    figure, (panel,) = panels([""], f"Time to orthogonalize, sketches at rank 1/{RANK_FRACTION}{how}")
+    lines = times(benches)
     for method, line in lines.items():
         panel.plot(*zip(*line), color=COLORS.get(method), marker="o", markersize=4, linewidth=1.6, label=method)
     use_ranks(panel, [bench.rows for bench in benches])

@@ -59,6 +59,18 @@ class PlotBench(unittest.TestCase):
         self.assertEqual(self.script(orthogonalization(64), orthogonalization(32)),
                          (0, "", ["x-error.png", "x-time.png"]))
 
+    def test_times_are_the_median_over_the_spectra(self):
+        bench = orthogonalization(32)
+        for spectrum, ms in (("i^-3", 2.0), ("i^-1", 90.0)):  # the second: that of the first spectrum was disturbed
+            bench["results"] = [each for each in bench["results"]
+                                if (each["spectrum"], each["method"]) != (spectrum, "Newton-Schulz, full")]
+            bench["results"].insert(0, {"spectrum": spectrum, "method": "Newton-Schulz, full", "rank": 32, "ms": ms,
+                                        "residual": 0})
+        path = self.folder / "times.json"
+        path.write_text(json.dumps(bench), encoding="utf-8")
+        self.assertEqual(plot_bench.times([plot_bench.read_bench(str(path))]),
+                         {"Newton-Schulz, full": [(32, 9.0)], "columns": [(32, 1.0)]})
+
     @unittest.skipUnless(HAS_MATPLOTLIB, "no matplotlib")
     def test_a_regression_makes_one_also_where_runs_diverged(self):
         self.assertEqual(self.script(regression()), (0, "", ["x.png"]))
