@@ -5,7 +5,8 @@
 # POLARON: the program; SHARDS: a folder made by data/prepare_text.py (say with --train-bpe 4096); OUT: a new folder.
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n '2,5p' "$0"; exit 2; }
-polaron=$1 shards=$2 out=$3
+polaron=$1 shards=$(realpath -m -- "$2") out=$(realpath -m -- "$3")
+case $polaron in */*) polaron=$(realpath -m -- "$polaron") ;; esac
 shift 3
 cd "$(dirname "$0")/.."
 . scripts/dependencies.sh

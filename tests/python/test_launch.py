@@ -1,5 +1,6 @@
-"""scripts/launch.sh and scripts/slurm: the commands that they would run."""
+"""scripts/launch.sh, scripts/slurm and scripts/compare_optimizers.sh: the commands that they would run."""
 
+import importlib.util
 import os
 import shlex
 import shutil
@@ -34,7 +35,7 @@ class Launching(unittest.TestCase):
     def run_script(self, script, arguments, variables):
         environment = {"PATH": f"{self.folder}:/usr/bin:/bin", **variables}
         return subprocess.run(["bash", str(SCRIPTS / script), *arguments], env=environment, capture_output=True,
-                              text=True, check=False)
+                              cwd=self.folder, text=True, check=False)
 
     def launch(self, *arguments, mpi=OPEN_MPI, **variables):
         variables = {"MPIRUN": self.program("mpirun", mpi), "POLARON": "/bin/polaron", **variables}
@@ -160,6 +161,17 @@ class Launching(unittest.TestCase):
         self.assertEqual(self.restarted("--resume", "c"), ["c", "--resume"])
         self.assertEqual(self.restarted("c", "--resume", "old", "--threads", "4"), ["c", "--threads", "4", "--resume"])
         self.assertTrue((self.folder / "run" / "checkpoints" / "step-00000010").is_dir())
+
+    @unittest.skipUnless(importlib.util.find_spec("matplotlib"), "matplotlib is missing")
+    def test_optimizers_are_compared_with_paths_of_the_callers_folder(self):
+        told, folder = self.folder / "words", self.folder.resolve()
+        self.program("program", f'for word; do echo "$word"; done > {told}; exit 9')
+        outcome = self.run_script("compare_optimizers.sh", ["./program", "my shards", "out"],
+                                  {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"})
+        self.assertEqual(outcome.returncode, 9, outcome.stderr)
+        words = told.read_text().split("\n")
+        self.assertIn(f"data.train={folder}/my shards/train_*.bin", words)
+        self.assertIn(f"output={folder}/out/adamw", words)
 
     def test_a_slurm_job_that_fails_is_not_queued_again(self):
         told = self.folder / "told"
