@@ -10,7 +10,7 @@ GPT-2's vocabulary is fetched too (openai-community/gpt2) unless --vocab names i
 
 examples:
   # the first billion tokens, ready-made: validation and 10 shards of 100 million tokens (run again to go on)
-  prepare_fineweb.py fineweb10B-gpt2 --shards 10 --output data/fineweb10B
+  prepare_fineweb.py fineweb10B-gpt2 --shards 10 --output data/fineweb
   # two billion tokens of the 10BT sample of FineWeb-Edu with another tokenizer
   prepare_fineweb.py fineweb-edu --subset sample-10BT --tokens 2000000000 --tokenizer llama/tokenizer.json \\
       --output data/fineweb-edu
