@@ -134,7 +134,7 @@ class Launching(unittest.TestCase):
         """The words given to srun by a job that is in the queue for the second time; its run directory is "run"."""
         words = self.folder / "words"
         self.program("srun", f'for word; do echo "$word"; done > {words}')
-        config = '{\n  "name": "x",\n  "output": "%s",\n  "seed": 1\n}' % (self.folder / "run")
+        config = '{\n  "name": "x",\n  "output": "%s/",\n  "seed": 1\n}' % (self.folder / "run")
         told = self.folder / "config_words"
         polaron = self.program("polaron", f'if [ "$1" = config ]; then echo "$@" > {told}; echo \'{config}\'; fi')
         variables = {"POLARON": polaron, "SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "2"}
@@ -158,7 +158,7 @@ class Launching(unittest.TestCase):
         (self.folder / "run" / "checkpoints" / "step-00000010").mkdir(parents=True)
         self.assertEqual(self.restarted("c", "--set", "seed=2"), ["c", "--set", "seed=2", "--resume"])
         self.assertEqual(self.restarted("c", "--resume"), ["c", "--resume"])
-        self.assertEqual(self.restarted("--resume", "c"), ["c", "--resume"])
+        self.assertEqual(self.restarted("--set", "seed=2", "--resume", "c"), ["--set", "seed=2", "c", "--resume"])
         self.assertEqual(self.restarted("c", "--resume", "old", "--threads", "4"), ["c", "--threads", "4", "--resume"])
         self.assertTrue((self.folder / "run" / "checkpoints" / "step-00000010").is_dir())
 
