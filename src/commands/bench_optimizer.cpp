@@ -45,7 +45,7 @@ Exit run_bench_optimizer(const BenchCommand& command) {
   nlohmann::json results = nlohmann::json::array();
   Table table;
   table.title = "one step over all matrices, momentum and update included";
-  table.headers = {"method", "ms", "times muon", "ns an element", "largest parts"};
+  table.headers = {"method", "ms", "times muon", "ns an element", "its largest parts, ms"};
   double muon_ms = 0;
   for (const Method& method : kMethods) {
     Config config = bench.config;
@@ -72,8 +72,8 @@ Exit run_bench_optimizer(const BenchCommand& command) {
     }
     std::sort(parts.rbegin(), parts.rend());
     std::string text;
-    for (std::size_t i = 0; i < std::min<std::size_t>(6, parts.size()); ++i) {
-      text += fmt::format("{}{} {:.0f}", i > 0 ? ", " : "", parts[i].second, parts[i].first);
+    for (std::size_t i = 0; i < std::min<std::size_t>(3, parts.size()); ++i) {
+      text += fmt::format("{}{} {:.1f}", i > 0 ? ", " : "", parts[i].second, parts[i].first);
     }
     if (method.kind == OptimizerKind::muon) muon_ms = ms;
     table.rows.push_back({method.name, fmt::format("{:.1f}", ms), fmt::format("{:.2f}", muon_ms / ms),
