@@ -40,6 +40,23 @@ std::size_t group_size(const MatrixClass& c, Backend& backend) {
   return static_cast<std::size_t>(std::max<std::int64_t>(1, backend.matrix().preferred_group(c.rows, c.cols)));
 }
 
+// Of every class. Where sketches are summed a group is one sum, so that all processes must cut the class alike, though
+// they may have different numbers of threads: into the smallest groups that any of them prefers. No more than plan()
+// has memory for.
+std::vector<std::size_t> agreed_group_sizes(const Assignment& assignment, const Ownership& ownership, Backend& backend,
+                                            Communicator& communicator) {
+  std::vector<std::size_t> sizes;
+  for (std::size_t c = 0; c < assignment.classes.size(); ++c) {
+    sizes.push_back(group_size(assignment.classes[c], backend));
+    if (ownership.matrices(c).exchange != Exchange::sketch) continue;
+    std::vector<double> of_all(static_cast<std::size_t>(communicator.size()), 0.0);
+    of_all[static_cast<std::size_t>(communicator.rank())] = static_cast<double>(sizes.back());
+    communicator.sum_host(of_all);
+    sizes.back() = static_cast<std::size_t>(*std::min_element(of_all.begin(), of_all.end()));
+  }
+  return sizes;
+}
+
 }  // namespace
 
 Optimizer::Plan Optimizer::plan(const Assignment& assignment, const Ownership& ownership, int rank,
@@ -104,6 +121,7 @@ Optimizer::Optimizer(Assignment assignment, const ParameterTable& table, Backend
       backend_(backend),
       communicator_(communicator),
       ownership_(assignment_, table, communicator.size(), exchange),
+      group_sizes_(agreed_group_sizes(assignment_, ownership_, backend, communicator)),
       seed_(seed),
       shared_columns_(shared_columns),
       buffers_(buffers) {
@@ -219,7 +237,7 @@ template <class Body>
 void Optimizer::for_groups(std::size_t class_index, std::size_t first, std::size_t count, std::int64_t step,
                            double lr_factor, Body&& body) {
   const MatrixClass& matrices = assignment_.classes[class_index];
-  const std::size_t most = group_size(matrices, backend_);
+  const std::size_t most = group_sizes_[class_index];
   for (std::size_t i = first; i < first + count; i += most) {
     body(Group{matrices, class_index, i, std::min(most, first + count - i), step, lr_factor});
   }

@@ -46,7 +46,7 @@ class Optimizer {
                    Backend& backend);
 
   // All references must outlive the optimizer, as must the buffers. `seed` keys the random sketches, which all matrices
-  // of a block share where `shared_columns` (quirk Q11).
+  // of a block share where `shared_columns` (quirk Q11). Collective.
   Optimizer(Assignment assignment, const ParameterTable& table, Backend& backend, Communicator& communicator,
             Exchange exchange, std::uint64_t seed, const FlatBuffers& buffers, bool shared_columns = false);
 
@@ -96,6 +96,7 @@ class Optimizer {
   Backend& backend_;
   Communicator& communicator_;
   Ownership ownership_;
+  std::vector<std::size_t> group_sizes_;  // [class]: matrices that are stepped in one go
   std::uint64_t seed_;
   bool shared_columns_;  // all matrices of a block draw the same sketch
   FlatBuffers buffers_;

@@ -96,17 +96,19 @@ class Stepper {
   Stepper(const TransformerConfig& model, const OptimizerConfig& config, std::uint64_t seed = 1, int threads = 1)
       : Stepper(model, config, seed, make_cpu_backend(threads)) {}
   Stepper(const TransformerConfig& model, const OptimizerConfig& config, std::uint64_t seed,
-          std::unique_ptr<Backend> backend)
+          std::unique_ptr<Backend> backend,
+          std::unique_ptr<Communicator> communicator = make_single_process_communicator(),
+          Exchange exchange = Exchange::parameters)
       : table_(model),
         backend_(std::move(backend)),
         stream_(backend_->device().make_stream()),
-        communicator_(make_single_process_communicator()),
+        communicator_(std::move(communicator)),
         weights_(backend_->device(), static_cast<std::size_t>(table_.stored_elements()) * sizeof(float)),
         gradients_(backend_->device(), weights_.bytes()),
         clip_(backend_->device()),
         apply_(backend_->device()),
-        optimizer_(assign_optimizers(config, model, table_), table_, *backend_, *communicator_, Exchange::parameters,
-                   seed, {weights_.as<float>(), gradients_.as<float>(), nullptr}) {
+        optimizer_(assign_optimizers(config, model, table_), table_, *backend_, *communicator_, exchange, seed,
+                   {weights_.as<float>(), gradients_.as<float>(), nullptr}) {
     put(weights_, random_weights(table_, 21));
     set_gate(1.0F, true);
   }
