@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -207,7 +208,9 @@ std::string to_json(const Config& config);
 std::string model_to_json(const TransformerConfig& model);
 TransformerConfig parse_model(std::string_view text, const std::string& origin);
 
-// The settings of a parameter: its role's group, with the first override whose pattern matches `name` put over it.
+// The override that counts for a parameter: the first whose pattern matches `name`, as an index; nullopt: none does.
+std::optional<std::size_t> override_for(const OptimizerConfig& optimizer, std::string_view name);
+// The settings of a parameter: its role's group, with override_for(name) put over it.
 // `group` is one of OptimizerConfig's five members.
 OptimizerSettings settings_for(const OptimizerConfig& optimizer, const OptimizerSettings& group, std::string_view name);
 

@@ -371,6 +371,14 @@ TransformerConfig parse_model(std::string_view text, const std::string& origin) 
   return model;
 }
 
+std::optional<std::size_t> override_for(const OptimizerConfig& optimizer, std::string_view name) {
+  const std::string parameter(name);
+  for (std::size_t i = 0; i < optimizer.overrides.size(); ++i) {
+    if (fnmatch(optimizer.overrides[i].pattern.c_str(), parameter.c_str(), 0) == 0) return i;
+  }
+  return std::nullopt;
+}
+
 OptimizerSettings settings_for(const OptimizerConfig& optimizer, const OptimizerSettings& group,
                                std::string_view name) {
   const std::pair<const OptimizerSettings*, OptimizerGroup> groups[] = {
@@ -380,20 +388,16 @@ OptimizerSettings settings_for(const OptimizerConfig& optimizer, const Optimizer
   };
   const auto found = std::find_if(std::begin(groups), std::end(groups), [&](auto& g) { return g.first == &group; });
   if (found == std::end(groups)) throw std::logic_error("settings_for: not a group of this OptimizerConfig");
-  const std::string parameter(name);
-  for (std::size_t i = 0; i < optimizer.overrides.size(); ++i) {
-    const auto& entry = optimizer.overrides[i];
-    if (fnmatch(entry.pattern.c_str(), parameter.c_str(), 0) != 0) continue;
-    const std::string origin = fmt::format("optimizer override for the parameter {}", parameter);
-    const std::string pointer = fmt::format("/optimizer/overrides/{}", i);
-    const OptimizerSettings result =
-        put_over(&group, found->second, parse_strict(entry.json, ""), pointer, {origin, true});
-    if (is_matrix_kind(result.kind) && found->second != OptimizerGroup::matrices) {
-      refuse(origin, pointer + "/type", fmt::format("{} is for matrices, which this is not", name_of(result.kind)));
-    }
-    return result;
+  const std::optional<std::size_t> chosen = override_for(optimizer, name);
+  if (!chosen) return group;
+  const std::string origin = fmt::format("optimizer override for the parameter {}", name);
+  const std::string pointer = fmt::format("/optimizer/overrides/{}", *chosen);
+  const OptimizerSettings result =
+      put_over(&group, found->second, parse_strict(optimizer.overrides[*chosen].json, ""), pointer, {origin, true});
+  if (is_matrix_kind(result.kind) && found->second != OptimizerGroup::matrices) {
+    refuse(origin, pointer + "/type", fmt::format("{} is for matrices, which this is not", name_of(result.kind)));
   }
-  return group;
+  return result;
 }
 
 }  // namespace polaron

@@ -23,7 +23,7 @@ void describe(V& v, OptimizerConfig& c) {
               {.intro = "A list of exceptions by parameter name. `pattern` is a glob (`*`, `?`, `[abc]`) for the whole "
                         "name; the first entry that matches counts, and its other keys, those of a group, are put over "
                         "the group's. With another `type` than the group's the entry starts from that type's "
-                        "defaults.",
+                        "defaults. An entry that no parameter gets is refused.",
                .example = R"({"optimizer": {"overrides": [{"pattern": "*mlp*", "weight_decay": 0.02}]}})"});
 }
 

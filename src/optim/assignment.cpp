@@ -6,6 +6,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "base/error.h"
 #include "config/enum_names.h"
 
 namespace polaron {
@@ -53,10 +54,50 @@ const OptimizerSettings& group_of(const OptimizerConfig& config, Role role) {
   throw std::logic_error("unknown role");
 }
 
+// The names of all parameters, once for all blocks: "blocks.*.mlp.up.weight".
+std::string names_in_short(const ParameterTable& table) {
+  std::string list;
+  for (const Parameter& p : table.all()) {
+    const std::string of_block = fmt::format("blocks.{}.", p.layer);
+    const bool in_block = p.name.starts_with(of_block);
+    const std::string name = in_block ? "blocks.*." + p.name.substr(of_block.size()) : p.name;
+    if ((", " + list + ", ").find(", " + name + ", ") != std::string::npos) continue;
+    list += (list.empty() ? "" : ", ") + name;
+  }
+  return list;
+}
+
+void check_overrides(const OptimizerConfig& config, const ParameterTable& table) {
+  std::vector<bool> used(config.overrides.size(), false);
+  for (const Parameter& p : table.all()) {
+    if (const auto index = override_for(config, p.name)) used[*index] = true;
+  }
+  for (std::size_t i = 0; i < used.size(); ++i) {
+    if (used[i]) continue;
+    OptimizerConfig alone;
+    alone.overrides = {config.overrides[i]};
+    const auto first = std::find_if(table.all().begin(), table.all().end(),
+                                    [&](const Parameter& p) { return override_for(alone, p.name).has_value(); });
+    const std::string& pattern = config.overrides[i].pattern;
+    if (first == table.all().end()) {
+      throw Error(Exit::usage,
+                  fmt::format("optimizer.overrides.{}: no parameter is named like \"{}\". The names are {}.", i,
+                              pattern, names_in_short(table)));
+    }
+    const std::size_t taken_by = *override_for(config, first->name);
+    throw Error(
+        Exit::usage,
+        fmt::format("optimizer.overrides.{}: every parameter named like \"{}\" gets an earlier entry, the first "
+                    "that matches: {} that of {}, \"{}\". Put the narrower pattern first.",
+                    i, pattern, first->name, taken_by, config.overrides[taken_by].pattern));
+  }
+}
+
 }  // namespace
 
 Assignment assign_optimizers(const OptimizerConfig& config, const TransformerConfig& model,
                              const ParameterTable& table) {
+  check_overrides(config, table);
   Assignment result;
   for (std::size_t i = 0; i < table.size(); ++i) {
     const Parameter& p = table[i];

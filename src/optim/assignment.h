@@ -41,6 +41,7 @@ struct Assignment {
   std::vector<std::string> full_rank;
 };
 
+// Error(Exit::usage) for an override that no parameter gets: its pattern matches none, or earlier ones take them all.
 Assignment assign_optimizers(const OptimizerConfig& config, const TransformerConfig& model,
                              const ParameterTable& table);
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "optim/stepper.h"
+#include "support/errors.h"
 #include "support/tiny_model.h"
 
 namespace polaron {
@@ -130,6 +131,26 @@ TEST(Assignment, an_override_reaches_the_parameters_that_its_pattern_names) {
       EXPECT_EQ(item.settings.lr, p.layer == 0 ? 0.5 : 0.01) << p.name;
     }
   }
+}
+
+TEST(Assignment, an_override_that_no_parameter_gets_is_refused) {
+  OptimizerConfig config = matrices_under(settings_of(OptimizerKind::muon));
+  config.overrides = {{"blocks.0.*", R"({"lr": 0.5})"}, {"*mpl*", R"({"lr": 0.5})"}};
+  test::expect_parts(test::error_of(Exit::usage, [&] { assign(config, test::tiny_llama()); }),
+                     {"optimizer.overrides.1", "\"*mpl*\"", "embedding.token", "blocks.*.mlp.down.weight"});
+  config.overrides = {{"head.*", R"({"lr": 0.5})"}};
+  EXPECT_NO_THROW(assign(config, test::tiny_llama()));
+  test::expect_parts(test::error_of(Exit::usage, [&] { assign(config, test::tiny_gpt2()); }),
+                     {"optimizer.overrides.0", "\"head"});
+}
+
+TEST(Assignment, an_override_behind_wider_ones_is_refused_with_the_one_that_counts) {
+  OptimizerConfig config = matrices_under(settings_of(OptimizerKind::muon));
+  config.overrides = {{"final_norm*", R"({"lr": 0.5})"},
+                      {"*.mlp.*", R"({"lr": 0.5})"},
+                      {"blocks.0.mlp.down.weight", R"({"lr": 0.25})"}};
+  test::expect_parts(test::error_of(Exit::usage, [&] { assign(config, test::tiny_llama()); }),
+                     {"optimizer.overrides.2", "\"blocks.0.mlp.down.weight\"", "that of 1, \"*.mlp.*\""});
 }
 
 TEST(Assignment, other_settings_make_another_class_for_the_same_shape) {
