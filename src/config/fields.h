@@ -78,7 +78,8 @@ void describe(V& v, DataConfig& c) {
   v.field("train", c.train,
           {.help = "glob of the training shards, for instance `data/fineweb/train_*.bin`", .default_text = "required"});
   v.field("validation", c.validation,
-          {.help = "glob of the validation shards; empty: no validation", .default_text = "empty"});
+          {.help = "glob of the validation shards, none of which is trained on; empty: no validation",
+           .default_text = "empty"});
   v.field("vocabulary", c.vocabulary,
           {.help = "the `vocabulary.json` that turns tokens into text; empty: the one beside the training shards, when "
                    "there is one",

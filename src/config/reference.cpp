@@ -52,7 +52,7 @@ check and complete a config that says `"$schema": "polaron.schema.json"` (a path
 a list is named by its number from 0.
 
 ```text
-polaron train configs/gpt2-124m.json --set training.steps=500 --set data.train='data/mine/*.bin'
+polaron train configs/gpt2-124m.json --set training.steps=500 --set data.train='data/mine/train_*.bin'
 polaron train configs/gpt2-124m.json --set optimizer.matrices.type=adamw --set optimizer.matrices.lr=6e-4
 ```
 

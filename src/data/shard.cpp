@@ -79,8 +79,10 @@ Shard::Shard(std::string path) : path_(std::move(path)) {
   struct stat status {};
   if (::fstat(file.get(), &status) != 0) fail(fmt::format("{}: cannot be examined: {}.", path_, last_system_error()));
   if (!S_ISREG(status.st_mode)) {
-    fail(fmt::format("{}: is not a regular file. Give a pattern of shard files, e.g. '{}/*.bin' for a folder of them.",
-                     path_, path_));
+    fail(
+        fmt::format("{}: is not a regular file. Give a pattern of shard files, e.g. '{}/train_*.bin' for those in a "
+                    "folder that are there to train on.",
+                    path_, path_));
   }
   const auto size = static_cast<std::size_t>(status.st_size);
   if (size < header_bytes) {

@@ -228,6 +228,11 @@ Vocabulary::Kind Vocabulary::kind() const { return tables_->kind; }
 const std::string& Vocabulary::name() const { return tables_->name; }
 std::int64_t Vocabulary::size() const { return tables_->size; }
 std::int32_t Vocabulary::separator_token() const { return tables_->separator; }
+bool Vocabulary::same_ids(const Vocabulary& other) const {
+  const Tables &a = *tables_, &b = *other.tables_;
+  return a.kind == b.kind && a.size == b.size && a.separator == b.separator && a.tokens == b.tokens &&
+         (a.kind != Kind::opaque || a.name == b.name);
+}
 const std::string& Vocabulary::json() const { return tables_->json; }
 
 std::vector<std::int32_t> Vocabulary::encode(std::string_view text) const {

@@ -39,7 +39,9 @@ class Vocabulary {
   const std::string& name() const;
   std::int64_t size() const;             // ids are 0 .. size() - 1
   std::int32_t separator_token() const;  // opens each document; -1: none
-  const std::string& json() const;       // the text of the vocabulary file, to be written into a checkpoint
+  // Whether ids mean the same: their number, the bytes of each and the separator; the names of opaque ones.
+  bool same_ids(const Vocabulary& other) const;
+  const std::string& json() const;  // the text of the vocabulary file, to be written into a checkpoint
 
   // The ids of `text`, any bytes at all. Names of special tokens in it are ordinary text. Throws Error(Exit::usage) for
   // an opaque vocabulary, saying to give the ids themselves.

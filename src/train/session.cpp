@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "data/shard.h"
+#include "data/splits.h"
 #include "train/huggingface.h"
 #include "train/memory_fit.h"
 #include "train/processes.h"
@@ -146,6 +147,7 @@ Session::Session(Config given, bool initialize, Communicator& communicator_, Cho
   flops = flops_per_token(config.model, table, config.training.sequence_length);
   // The data is opened before anything large is allocated: a wrong path should not cost time.
   if (!config.data.validation.empty()) {
+    check_splits(config.data.train, config.data.validation, vocabulary ? &*vocabulary : nullptr);
     validation.emplace(validation_options(config, communicator, separator()));
     if (validation->shortened()) {
       log::warn(fmt::format("validation.tokens is {}, but {} holds {}: using all of them.", config.validation.tokens,

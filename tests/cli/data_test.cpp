@@ -17,6 +17,46 @@ TEST(BadData, a_glob_without_files_is_named) {
   EXPECT_EQ(contents(folder.path()), before);
 }
 
+TEST(BadData, a_file_that_is_trained_on_and_validated_on_is_named) {
+  const Workspace folder;
+  folder.write_data();
+  const auto refused = [&](const char* train, const char* validation, const std::vector<std::string>& words) {
+    folder.write_config("a", {{"data", {{"train", train}, {"validation", validation}}}});
+    const auto before = contents(folder.path());
+    expect_refused(folder.run({"train", "a.json"}), Exit::usage, words);
+    EXPECT_EQ(contents(folder.path()), before);
+  };
+  refused("data/*.bin", "data/validation_*.bin", {"data/validation_0.bin", "'data/*.bin'", "'data/validation_*.bin'"});
+  refused("data/train_*.bin", "data/../data/train_1.bin", {"data/train_1.bin", "data.validation"});
+  fs::create_symlink("data", folder / "link");
+  refused("link/*_0.bin", "data/validation_*.bin", {"link/validation_0.bin"});
+}
+
+TEST(BadData, a_folder_is_refused_with_advice_that_keeps_the_splits_apart) {
+  const Workspace folder;
+  folder.write_data();
+  folder.write_config("a", {{"data", {{"train", "data"}}}});
+  expect_refused(folder.run({"train", "a.json"}), Exit::usage, {"model.vocabulary"});
+  folder.write_config("a", {{"data", {{"train", "data"}}}, {"model", {{"vocabulary", 257}}}});
+  expect_refused(folder.run({"train", "a.json"}), Exit::data, {"'data/train_*.bin'"});
+}
+
+TEST(BadData, validation_shards_of_another_tokenizer_are_refused_with_both_names) {
+  const Workspace folder;
+  folder.write_data();
+  fs::create_directory(folder / "other");
+  fs::rename(folder / "data/validation_0.bin", folder / "other/validation_0.bin");
+  json vocabulary = json::parse(folder.read("data/vocabulary.json"));
+  vocabulary["name"] = "octets";
+  folder.write("other/vocabulary.json", vocabulary.dump());
+  folder.train("a", {{"data", {{"validation", "other/*.bin"}}}});
+  vocabulary["separator"] = nullptr;
+  folder.write("other/vocabulary.json", vocabulary.dump());
+  folder.write_config("b", {{"data", {{"validation", "other/*.bin"}}}});
+  expect_refused(folder.run({"train", "b.json"}), Exit::usage, {"\"octets\"", "\"bytes\"", "'other/*.bin'"});
+  EXPECT_FALSE(fs::exists(folder / "runs/b"));
+}
+
 TEST(BadData, a_shard_that_is_none_is_named_with_the_offset_and_nothing_is_made) {
   const Workspace folder;
   folder.write_data();

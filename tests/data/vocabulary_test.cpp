@@ -57,6 +57,32 @@ TEST(Base64, is_the_inverse_of_itself_and_refuses_what_is_not_canonical) {
   }
 }
 
+TEST(Vocabulary, ids_are_the_same_where_their_bytes_and_the_separator_are) {
+  const auto vocabulary = [](const Json& json) { return Vocabulary::parse(json.dump(), "test.json"); };
+  const auto changed = [](Json json, const char* patch) {
+    json.merge_patch(Json::parse(patch));
+    return json;
+  };
+  const Json bytes = {{"format", "polaron vocabulary"},
+                      {"version", 1},
+                      {"kind", "bytes"},
+                      {"name", "bytes"},
+                      {"size", 257},
+                      {"separator", 256}};
+  const Json opaque = changed(bytes, R"({"kind": "opaque", "name": "a"})");
+  const Json pairs = small_json();
+  for (const Json& json : {bytes, opaque, pairs}) EXPECT_TRUE(vocabulary(json).same_ids(vocabulary(json)));
+  EXPECT_TRUE(vocabulary(bytes).same_ids(vocabulary(changed(bytes, R"({"name": "octets", "more": 1})"))));
+  EXPECT_FALSE(vocabulary(bytes).same_ids(vocabulary(changed(bytes, R"({"size": 258})"))));
+  EXPECT_FALSE(vocabulary(bytes).same_ids(vocabulary(changed(bytes, R"({"separator": null})"))));
+  EXPECT_FALSE(vocabulary(bytes).same_ids(vocabulary(opaque)));
+  EXPECT_FALSE(vocabulary(opaque).same_ids(vocabulary(changed(opaque, R"({"name": "b"})"))));
+  const Json unmerged = changed(pairs, R"({"merges": []})");
+  Json swapped = unmerged;
+  std::swap(swapped["tokens"][0], swapped["tokens"][1]);
+  EXPECT_FALSE(vocabulary(unmerged).same_ids(vocabulary(swapped)));
+}
+
 TEST(Vocabulary, bytes_are_their_own_ids) {
   const auto vocabulary = Vocabulary::parse(
       R"({"format": "polaron vocabulary", "version": 1, "kind": "bytes", "name": "bytes", "size": 257, "separator": 256,
