@@ -70,7 +70,9 @@ inline constexpr Choice device_choices[] = {
 };
 inline constexpr Choice precision_choices[] = {
     {"fp32", "32-bit floats throughout"},
-    {"bf16", "not available: the only backend computes in fp32"},
+    {"bf16",
+     "products of bf16 summed in fp32: on a CUDA device, on a CPU with AMX, and elsewhere, slowly, with "
+     "`allow_slow_bf16`"},
 };
 
 template <class V>
