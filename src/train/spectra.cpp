@@ -79,13 +79,24 @@ Spectra::Spectra(Session& session) : session_(session) {
   }
   // Under AdamW or SGD a matrix is one of many in a flat range: only its gradient is looked at, where one process has
   // it whole.
+  std::size_t divided = 0;
   for (const ElementwiseItem& item : assignment.elementwise) {
     const Parameter& p = session.table[item.parameter];
-    if (p.role != Role::matrix || session.communicator.size() > 1) continue;
+    if (p.role != Role::matrix) continue;
     for (std::size_t b = 0; b < p.blocks.size(); ++b) {
       const std::string label = p.blocks[b].name.empty() ? p.name : fmt::format("{}[{}]", p.name, p.blocks[b].name);
-      if (wanted(label)) add(label, item.settings, item.parameter, b, 0, nullptr);
+      if (session.communicator.size() > 1) {
+        divided += matches(pattern, plain_name(label), layers) ? 1 : 0;
+      } else if (wanted(label)) {
+        add(label, item.settings, item.parameter, b, 0, nullptr);
+      }
     }
+  }
+  if (found == 0 && divided > 0) {
+    throw Error(Exit::usage,
+                "diagnostics.spectra: where several processes train, none has the whole gradient of a matrix under "
+                "adamw or sgd. Start one process, choose matrices under another optimizer, or leave "
+                "diagnostics.spectra out.");
   }
   if (found == 0) {
     throw Error(Exit::usage,

@@ -227,6 +227,17 @@ TEST(Spectra, of_matrices_that_are_not_there_and_of_sketches_are_refused) {
   EXPECT_TRUE(contains(summed.err, "another exchange")) << summed.err;
 }
 
+TEST(Spectra, of_matrices_that_are_divided_among_processes_are_refused_with_the_reason) {
+  const Workspace folder;
+  folder.write_data();
+  const json patch = {{"optimizer", {{"matrices", {{"type", "adamw"}, {"rank", nullptr}}}}},
+                      {"diagnostics", {{"spectra", {{"every", 10}}}}}};
+  train(folder, "alone", 1, patch);
+  EXPECT_EQ(folder.spectra("alone").size(), 6U * 2U);  // gradients of the matrices of the middle block; steps 10 and 20
+  expect_refused(folder.run({"train", folder.write_config("two", patch)}, with_processes(2)), Exit::usage,
+                 {"diagnostics.spectra", "adamw", "one process"});
+}
+
 // The children of a process, by /proc: the processes that mpirun has started here.
 std::vector<pid_t> children_of(pid_t parent) {
   std::vector<pid_t> children;
