@@ -165,8 +165,11 @@ std::string json_string(std::string_view text) {
   return result + '"';
 }
 
+// Whether null may stand in a value's place: where it takes an inherited key away.
+enum class Null : bool { refused, allowed };
+
 // The schema of one key, on one line.
-std::string property(const FieldEntry& entry) {
+std::string property(const FieldEntry& entry, Null null) {
   std::string rule;
   const Info& info = entry.info;
   switch (entry.type) {
@@ -200,6 +203,7 @@ std::string property(const FieldEntry& entry) {
       if (!info.word.empty()) rule = fmt::format(R"("anyOf": [{{{}}}, {{"enum": ["{}"]}}])", rule, info.word);
       break;
   }
+  if (null == Null::allowed) rule = fmt::format(R"("anyOf": [{{{}}}, {{"type": "null"}}])", rule);
   if (info.default_text.empty()) rule += ", \"default\": " + entry.default_value;
   std::string help(info.help);
   if (!info.default_text.empty()) help += fmt::format(". Default: {}", info.default_text);
@@ -208,10 +212,10 @@ std::string property(const FieldEntry& entry) {
 }
 
 // An object schema with these lines as its properties, indented by `depth` levels.
-std::string object_schema(const std::vector<std::string>& properties, std::string_view help, int depth) {
+std::string object_schema(const std::vector<std::string>& properties, std::string_view help, int depth, Null null) {
   const std::string indent(static_cast<std::size_t>(2 * depth), ' ');
   std::string text = "{\n";
-  text += indent + "  \"type\": \"object\",\n";
+  text += indent + "  \"type\": " + (null == Null::allowed ? R"(["object", "null"])" : R"("object")") + ",\n";
   if (!help.empty()) text += indent + "  \"description\": " + json_string(help) + ",\n";
   text += indent + "  \"additionalProperties\": false,\n" + indent + "  \"properties\": {\n";
   for (std::size_t i = 0; i < properties.size(); ++i) {
@@ -220,9 +224,9 @@ std::string object_schema(const std::vector<std::string>& properties, std::strin
   return text + indent + "  }\n" + indent + "}";
 }
 
-std::vector<std::string> properties_of(const std::vector<FieldEntry>& fields) {
+std::vector<std::string> properties_of(const std::vector<FieldEntry>& fields, Null null = Null::allowed) {
   std::vector<std::string> lines;
-  for (const FieldEntry& entry : fields) lines.push_back(property(entry));
+  for (const FieldEntry& entry : fields) lines.push_back(property(entry, null));
   return lines;
 }
 
@@ -240,7 +244,7 @@ std::vector<std::string> elementwise_properties() {
       std::erase_if(entry.choices,
                     [](const Choice& choice) { return is_matrix_kind(*value_of<OptimizerKind>(choice.name)); });
     }
-    lines.push_back(property(entry));
+    lines.push_back(property(entry, Null::allowed));
   }
   return lines;
 }
@@ -252,14 +256,14 @@ std::string optimizer_schema(const std::vector<GroupEntry>& groups, std::string_
     const std::string name = group.path.substr(group.path.find('.') + 1);
     std::string rule;
     if (group.fields.empty()) {
-      rule = R"("type": "array", "items": {"$ref": "#/$defs/override"})";
+      rule = R"("type": ["array", "null"], "items": {"$ref": "#/$defs/override"})";
     } else {
       rule = fmt::format(R"("$ref": "#/$defs/{}")", name == "matrices" ? "matrix_optimizer" : "elementwise_optimizer");
     }
     lines.push_back(
         fmt::format("{}: {{{}, \"description\": {}}}", json_string(name), rule, json_string(group.info.intro)));
   }
-  return object_schema(lines, help, 2);
+  return object_schema(lines, help, 2, Null::allowed);
 }
 
 }  // namespace
@@ -307,22 +311,23 @@ std::string config_json_schema() {
     for (const GroupEntry& child : groups) {
       if (!child.path.starts_with(group.path + '.') || group.path == "optimizer") continue;
       properties.push_back(json_string(child.path.substr(group.path.size() + 1)) + ": " +
-                           object_schema(properties_of(child.fields), child.info.intro, 4));
+                           object_schema(properties_of(child.fields), child.info.intro, 4, Null::allowed));
     }
-    const std::string schema = group.path == "optimizer" ? optimizer_schema(groups, group.info.intro)
-                                                         : object_schema(properties, group.info.intro, 2);
+    const std::string schema = group.path == "optimizer"
+                                   ? optimizer_schema(groups, group.info.intro)
+                                   : object_schema(properties, group.info.intro, 2, Null::allowed);
     root.push_back(json_string(group.path) + ": " + schema);
   }
-  const auto matrix = properties_of(entries_of(default_settings(OptimizerGroup::matrices, OptimizerKind::muon)));
+  const auto matrix = entries_of(default_settings(OptimizerGroup::matrices, OptimizerKind::muon));
   std::vector<std::string> entry{R"("pattern": {"type": "string", "description": "glob of parameter names"})"};
-  entry.insert(entry.end(), matrix.begin(), matrix.end());
-  std::string body = object_schema(root, "Config of a polaron run: docs/config.md", 0);
+  for (const std::string& line : properties_of(matrix, Null::refused)) entry.push_back(line);
+  std::string body = object_schema(root, "Config of a polaron run: docs/config.md", 0, Null::refused);
   body.erase(0, 2);  // its "{\n", so that the heads below come first
   return "{\n  \"$schema\": \"https://json-schema.org/draft/2020-12/schema\",\n  \"title\": \"polaron config\",\n"
          "  \"$defs\": {\n    \"matrix_optimizer\": " +
-         object_schema(matrix, "", 2) +
-         ",\n    \"elementwise_optimizer\": " + object_schema(elementwise_properties(), "", 2) +
-         ",\n    \"override\": " + object_schema(entry, "", 2) + "\n  },\n" + body + '\n';
+         object_schema(properties_of(matrix), "", 2, Null::allowed) +
+         ",\n    \"elementwise_optimizer\": " + object_schema(elementwise_properties(), "", 2, Null::allowed) +
+         ",\n    \"override\": " + object_schema(entry, "", 2, Null::refused) + "\n  },\n" + body + '\n';
 }
 
 }  // namespace polaron

@@ -1,6 +1,7 @@
 // The reference, the schema and the shipped configs belong to the field table.
 #include <algorithm>
 #include <cstdlib>
+#include <functional>
 #include <sstream>
 
 #include "config/catalogue.h"
@@ -92,8 +93,45 @@ TEST(Reference, the_schema_is_strict_and_described_throughout) {
   EXPECT_EQ(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
   expect_strict(schema, "");
   const auto& roles = schema["$defs"]["elementwise_optimizer"]["properties"];
-  EXPECT_EQ(roles["type"]["enum"], nlohmann::json({"adamw", "sgd"}));
+  EXPECT_EQ(roles["type"]["anyOf"][0]["enum"], nlohmann::json({"adamw", "sgd"}));
   EXPECT_FALSE(roles.contains("rank"));
+}
+
+bool allows_null(const nlohmann::json& rule) {
+  if (rule.contains("anyOf")) return std::any_of(rule["anyOf"].begin(), rule["anyOf"].end(), allows_null);
+  const auto type = rule.value("type", nlohmann::json());
+  return type == "null" || (type.is_array() && std::find(type.begin(), type.end(), "null") != type.end());
+}
+
+TEST(Reference, the_schema_allows_null_where_the_program_does) {
+  const auto schema = nlohmann::json::parse(config_json_schema());
+  // A config in which the value at `pointer` is null.
+  const auto accepted = [](const std::string& pointer) {
+    auto document = nlohmann::json::parse(minimal);
+    document[nlohmann::json::json_pointer(pointer)] = nullptr;
+    const std::string refused = refusal_of(document.dump());
+    return refused == "accepted" || refused.find(": missing; ") != std::string::npos;
+  };
+  const auto resolved = [&](const nlohmann::json& rule) {
+    const std::string reference = rule.value("$ref", "#");
+    return reference == "#" ? rule : schema[nlohmann::json::json_pointer(reference.substr(1))];
+  };
+  int keys = 0;
+  const std::function<void(const nlohmann::json&, const std::string&)> compare = [&](const nlohmann::json& object,
+                                                                                     const std::string& pointer) {
+    for (const auto& [key, value] : object["properties"].items()) {
+      const std::string at = pointer + '/' + key;
+      const nlohmann::json rule = resolved(value);
+      EXPECT_EQ(allows_null(rule), accepted(at)) << at;
+      if (rule.contains("properties")) compare(rule, at);
+      ++keys;
+    }
+  };
+  compare(schema, "");
+  EXPECT_GT(keys, 100);
+  for (const auto& [key, rule] : schema["$defs"]["override"]["properties"].items()) {
+    EXPECT_FALSE(allows_null(rule)) << key;
+  }
 }
 
 TEST(Reference, keys_whose_default_the_preset_decides_say_so) {
