@@ -183,6 +183,11 @@ class Reader {
   void read(const Json& given, double& value, const Info& info, std::string_view name) const {
     if (!given.is_number() || !within(given.get<double>(), info)) expected(name, "a number" + limits_text(info), given);
     value = given.get<double>();
+    // Numbers are used in fp32. Their limits hold for what they become, and zero, often "off", is only for who asks.
+    const double used = static_cast<float>(value);
+    if (!std::isfinite(used) || (used == 0 && value != 0) || !within(used, info)) {
+      expected(name, "a number" + limits_text(info), given, fmt::format(", which becomes {} in fp32", used));
+    }
   }
 
   void read(const Json& given, std::string& value, const Info& info, std::string_view name) const {

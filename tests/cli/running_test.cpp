@@ -236,7 +236,7 @@ TEST(Overflow, of_the_loss_stops_the_run_with_4_and_without_a_checkpoint_after_i
 TEST(Overflow, of_the_last_update_leaves_no_checkpoint_either) {
   const Workspace folder;
   folder.write_data();
-  json patch = matrices({{"type", "adamw"}, {"rank", nullptr}, {"lr", 1e39}});
+  json patch = matrices({{"type", "adamw"}, {"rank", nullptr}, {"lr", 3e38}, {"weight_decay", 1e3}});
   patch["training"] = {{"steps", 1}};
   const Outcome validated = folder.train("a", patch, {}, static_cast<int>(Exit::numerical));
   expect_refused(validated, Exit::numerical, {"validation loss is not finite at step 1", "There is no checkpoint yet"});

@@ -129,6 +129,20 @@ TEST(Refusal, numbers_outside_their_limits) {
   }
 }
 
+TEST(Refusal, numbers_that_fp32_takes_to_their_limit_to_zero_or_to_infinity) {
+  expect_refused({
+      {R"({"optimizer": {"head": {"beta2": 0.999999999}}})", "/optimizer/head/beta2",
+       "below 1, got 0.999999999, which becomes 1 in fp32"},
+      {R"({"optimizer": {"matrices": {"momentum": 0.99999999}}})", "/optimizer/matrices/momentum", "becomes 1 in fp32"},
+      {R"({"optimizer": {"head": {"eps": 1e-60}}})", "/optimizer/head/eps", "above 0, got 1e-60, which becomes 0"},
+      {R"({"optimizer": {"head": {"lr": 1e300}}})", "/optimizer/head/lr", "becomes inf in fp32"},
+      {R"({"training": {"gradient_clip": 1e-300}})", "/training/gradient_clip", "becomes 0 in fp32"},
+      {R"({"model": {"logit_softcap": 1e-300}})", "/model/logit_softcap", "becomes 0 in fp32"},
+  });
+  const Config c = parse(with(R"({"training": {"gradient_clip": 0}, "optimizer": {"head": {"beta2": 0.9999999}}})"));
+  EXPECT_EQ(c.optimizer.head.beta2, 0.9999999) << "kept as it was given";
+}
+
 TEST(Refusal, required_keys_that_are_missing) {
   expect_refused({
       {R"({"data": null})", "/data/train", "missing"},
