@@ -21,6 +21,7 @@ class Resolver {
     model();
     lengths();
     batches();
+    sizes();
     duration();
     schedule();
     if (c_.validation.every > 0 && c_.data.validation.empty()) {
@@ -146,6 +147,34 @@ class Resolver {
     if (t.micro_batch == 0) t.micro_batch = t.batch;
     if (t.micro_batch != kAutoMicroBatch && t.batch % t.micro_batch != 0) {
       fail("/training/micro_batch", fmt::format("{} does not divide batch {}", t.micro_batch, t.batch));
+    }
+  }
+
+  // What keeps counts of parameters and bytes within int64, with room for padding, copies and sums over processes. Far
+  // beyond any machine, so that an estimate will do.
+  void sizes() const {
+    constexpr double most_parameters = 1e13, most_activations = 1e17;
+    const TransformerConfig& m = c_.model;
+    const auto layers = static_cast<double>(m.layers), width = static_cast<double>(m.width);
+    const auto hidden = static_cast<double>(m.mlp_hidden), vocabulary = static_cast<double>(m.softmax_size());
+    const double queries = static_cast<double>(m.heads) * static_cast<double>(m.head_size);
+    const double keys = static_cast<double>(m.kv_heads) * static_cast<double>(m.head_size);
+    const double tables = 2 * vocabulary * width + static_cast<double>(m.context_length) * width +
+                          static_cast<double>(m.value_embeddings) * vocabulary * keys;
+    const double parameters = tables + layers * width * (2 * queries + 2 * keys + 3 * hidden);
+    if (parameters > most_parameters) {
+      fail("/model",
+           fmt::format("these sizes make about {:.1e} parameters, more than {:.0e}", parameters, most_parameters));
+    }
+    const TrainingConfig& t = c_.training;
+    const std::int64_t sequences = t.micro_batch == kAutoMicroBatch ? t.batch : t.micro_batch;
+    const auto tokens = static_cast<double>(sequences * t.sequence_length);  // both at most 2^24
+    const double logits = std::min(static_cast<double>(t.loss_chunk), tokens) * vocabulary;
+    const double activations = tokens * layers * (8 * width + 3 * queries + 6 * keys + 4 * hidden + 256) + logits;
+    if (activations > most_activations) {
+      fail("/training/micro_batch",
+           fmt::format("{} sequences of {} tokens make about {:.1e} activations, more than {:.0e}; give less at once",
+                       sequences, t.sequence_length, activations, most_activations));
     }
   }
 

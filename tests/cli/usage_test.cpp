@@ -146,7 +146,7 @@ TEST(BadConfig, a_device_that_is_not_there_exits_with_5) {
 TEST(BadConfig, a_model_that_does_not_fit_into_memory_exits_with_5_and_names_what_to_lower) {
   const Workspace folder;
   folder.write_data();
-  folder.write_config("a", {{"model", {{"width", 1 << 20}, {"layers", 1000}}}});
+  folder.write_config("a", {{"model", {{"width", 1 << 14}, {"layers", 1000}}}});
   const auto before = contents(folder.path());
   expect_refused(folder.run({"train", "a.json"}), Exit::device, {"memory", "training.micro_batch", "GiB are free"});
   EXPECT_EQ(contents(folder.path()), before);

@@ -143,6 +143,20 @@ TEST(Refusal, numbers_that_fp32_takes_to_their_limit_to_zero_or_to_infinity) {
   EXPECT_EQ(c.optimizer.head.beta2, 0.9999999) << "kept as it was given";
 }
 
+TEST(Refusal, sizes_that_no_count_of_bytes_holds) {
+  expect_refused({
+      {R"({"model": {"width": 16777216, "layers": 10000}})", "/model", "parameters, more than 1e+13"},
+      {R"({"model": {"vocabulary": 2147483647, "width": 8192}})", "/model", "parameters, more than 1e+13"},
+      {R"({"model": {"preset": "llama", "context_length": 16777216}, "training": {"batch": 16777216}})",
+       "/training/micro_batch", "16777216 sequences of 16777216 tokens"},
+      {R"({"model": {"vocabulary": 2147483647}, "training": {"batch": 16777216, "loss_chunk": 1e15}})",
+       "/training/micro_batch", "activations, more than 1e+17"},
+  });
+  EXPECT_EQ(refusal_of(with(R"({"model": {"width": 16384, "layers": 200, "vocabulary": 1000000, "context_length": 4096},
+                                "training": {"batch": 4096, "steps": 1000}})")),
+            "accepted");
+}
+
 TEST(Refusal, required_keys_that_are_missing) {
   expect_refused({
       {R"({"data": null})", "/data/train", "missing"},
