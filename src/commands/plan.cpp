@@ -88,6 +88,7 @@ Exit run_plan(const PlanCommand& command) {
   console.table(optimizer_table(assignment, table));
   const std::string note = full_rank_note(assignment);
   if (!note.empty()) console.line(note);
+  if (const std::string idle = idle_groups_note(assignment); !idle.empty()) console.line(idle);
   if (!assumed.empty()) console.line(assumed);
   if (!fitted.empty()) console.line(fitted);
 

@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
+#include <utility>
 
 #include "base/error.h"
 #include "config/enum_names.h"
+#include "config/fields.h"
 
 namespace polaron {
 
@@ -34,9 +36,6 @@ double step_scale(ScaleKind kind, std::int64_t rows, std::int64_t cols) {
 namespace {
 
 bool is_elementwise(OptimizerKind kind) { return kind == OptimizerKind::adamw || kind == OptimizerKind::sgd; }
-bool is_low_rank(OptimizerKind kind) {
-  return kind == OptimizerKind::low_rank_muon || kind == OptimizerKind::low_rank_msgd;
-}
 
 const OptimizerSettings& group_of(const OptimizerConfig& config, Role role) {
   switch (role) {
@@ -52,6 +51,17 @@ const OptimizerSettings& group_of(const OptimizerConfig& config, Role role) {
       return config.scalars;
   }
   throw std::logic_error("unknown role");
+}
+
+std::vector<std::string> idle_groups(const OptimizerConfig& config, const ParameterTable& table) {
+  // Not vectors, which configs for several architectures give; matrices and embeddings are in every model.
+  const std::pair<Role, const char*> groups[] = {{Role::head, "head"}, {Role::scalar, "scalars"}};
+  const OptimizerConfig defaults = default_config().optimizer;
+  std::vector<std::string> idle;
+  for (const auto& [role, name] : groups) {
+    if (table.elements(role) == 0 && group_of(config, role) != group_of(defaults, role)) idle.emplace_back(name);
+  }
+  return idle;
 }
 
 // The names of all parameters, once for all blocks: "blocks.*.mlp.up.weight".
@@ -99,6 +109,7 @@ Assignment assign_optimizers(const OptimizerConfig& config, const TransformerCon
                              const ParameterTable& table) {
   check_overrides(config, table);
   Assignment result;
+  result.idle_groups = idle_groups(config, table);
   for (std::size_t i = 0; i < table.size(); ++i) {
     const Parameter& p = table[i];
     const OptimizerSettings settings = settings_for(config, group_of(config, p.role), p.name);

@@ -39,6 +39,9 @@ struct Assignment {
   std::vector<MatrixClass> classes;
   // Names of matrices for which the requested rank is not below min(rows, cols): they are orthogonalized fully.
   std::vector<std::string> full_rank;
+  // "head", "scalars": groups of the config that are not at their defaults, though no parameter of the model has the
+  // role.
+  std::vector<std::string> idle_groups;
 };
 
 // Error(Exit::usage) for an override that no parameter gets: its pattern matches none, or earlier ones take them all.

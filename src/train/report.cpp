@@ -86,6 +86,15 @@ std::string full_rank_note(const Assignment& assignment) {
       assignment.full_rank.size(), assignment.full_rank.front());
 }
 
+std::string idle_groups_note(const Assignment& assignment) {
+  std::string names;
+  for (const std::string& group : assignment.idle_groups)
+    names += (names.empty() ? "optimizer." : ", optimizer.") + group;
+  if (names.empty()) return {};
+  return fmt::format("{} changes nothing: the model has no such parameter (a tied head is among the embeddings).",
+                     names);
+}
+
 std::int64_t resident_bytes() {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);) {

@@ -15,6 +15,8 @@ Table memory_table(const MemoryPlan& memory);
 Table optimizer_table(const Assignment& assignment, const ParameterTable& table);
 // One sentence where matrices asked for a rank that is no less than their shorter side; empty otherwise.
 std::string full_rank_note(const Assignment& assignment);
+// One sentence where settings were given for parameters that the model does not have; empty otherwise.
+std::string idle_groups_note(const Assignment& assignment);
 
 // Bytes of anonymous memory resident in this process (Linux: RssAnon); 0 where the system does not say.
 std::int64_t resident_bytes();

@@ -12,6 +12,7 @@
 #include "train/huggingface.h"
 #include "train/memory_fit.h"
 #include "train/processes.h"
+#include "train/report.h"
 
 namespace polaron {
 
@@ -131,6 +132,7 @@ Session::Session(Config given, bool initialize, Communicator& communicator_, Cho
       table(config.model) {
   Assignment assignment = assign_optimizers(config.optimizer, config.model, table);
   check_precision(config, assignment, backend.device());
+  if (const std::string idle = idle_groups_note(assignment); !idle.empty()) log::warn(idle);
   if (communicator.size() > 1) {
     check_same_start(config, communicator);
     check_processes(config, assignment, communicator.size());

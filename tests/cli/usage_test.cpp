@@ -224,6 +224,25 @@ TEST(Plan, writes_memory_of_a_process_and_traffic_of_all_for_programs) {
   expect_refused(folder.run({"plan", "a.json", "--json", "no/such/plan.json"}), Exit::data, {"no/such/plan.json"});
 }
 
+TEST(Plan, and_train_tell_of_settings_for_parameters_that_the_model_has_not) {
+  const Workspace folder;
+  folder.write_data();
+  folder.write_config("a");
+  const Arguments tied = {"a.json", "--set", "optimizer.head.lr=1"};
+  const auto run = [&](const char* command, const Arguments& more) {
+    Arguments arguments = {command};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const Outcome outcome = folder.run(arguments);
+    expect_ended(outcome, 0);
+    return outcome;
+  };
+  EXPECT_TRUE(contains(run("plan", tied).out, "optimizer.head changes nothing"));
+  EXPECT_TRUE(contains(run("train", tied).err, "optimizer.head changes nothing"));
+  EXPECT_FALSE(contains(run("plan", {"a.json"}).out, "changes nothing"));
+  EXPECT_FALSE(contains(
+      run("plan", {"a.json", "--set", "optimizer.head.lr=1", "--set", "model.tied_embeddings=false"}).out, "nothing"));
+}
+
 TEST(ConfigCommand, prints_the_committed_reference_and_schema) {
   const Workspace folder;
   const auto committed = [](const char* name) {

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "config/fields.h"
 #include "optim/stepper.h"
 #include "support/errors.h"
 #include "support/tiny_model.h"
@@ -131,6 +132,16 @@ TEST(Assignment, an_override_reaches_the_parameters_that_its_pattern_names) {
       EXPECT_EQ(item.settings.lr, p.layer == 0 ? 0.5 : 0.01) << p.name;
     }
   }
+}
+
+TEST(Assignment, a_group_that_was_changed_for_no_parameter_is_told) {
+  OptimizerConfig config = default_config().optimizer;
+  for (const TransformerConfig& model : {test::tiny_gpt2(), test::tiny_llama()}) {
+    EXPECT_TRUE(assign(config, model).idle_groups.empty());
+  }
+  config.head.lr = config.vectors.lr = 1;
+  EXPECT_EQ(assign(config, test::tiny_gpt2()).idle_groups, std::vector<std::string>{"head"});  // its head is tied
+  EXPECT_TRUE(assign(config, test::tiny_llama()).idle_groups.empty());
 }
 
 TEST(Assignment, an_override_that_no_parameter_gets_is_refused) {
