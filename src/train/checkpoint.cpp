@@ -258,6 +258,21 @@ const TrainerState& CheckpointReader::state() const {
   return *state_;
 }
 
+std::uint64_t CheckpointReader::checksum() const {
+  if (has_manifest(folder_)) return digest_file(folder_ / manifest_name).xxh3;
+  std::vector<fs::path> files = {folder_ / "config.json"};
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder_)) {
+    if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
+  }
+  std::sort(files.begin(), files.end());
+  Checksum all;
+  for (const fs::path& file : files) {
+    const FileDigest digest = digest_file(file);
+    all.update(std::as_bytes(std::span(&digest.xxh3, 1)));
+  }
+  return all.value();
+}
+
 void CheckpointReader::load_weights(Backend& backend, Stream& stream, const ModelWeights& into) const {
   const SafetensorsFolder files(folder_);
   // Named as in the file: a setting that `into` changes, say a window, may have put its own tensors under other names.

@@ -60,6 +60,8 @@ class CheckpointReader {
   bool resumable() const { return state_.has_value(); }          // has optimizer state and trainer.json
   const TrainerState& state() const;                             // Error where not resumable
   const std::string& vocabulary() const { return vocabulary_; }  // text of vocabulary.json; empty: none
+  // Of checksums.json, which has one of every file; of config.json and the weights, which are read, where it has none.
+  std::uint64_t checksum() const;
 
   // Fills the flat buffer; Error(Exit::data) naming the tensor where names or shapes do not fit the table.
   void load_weights(Backend& backend, Stream& stream, const ModelWeights& into) const;

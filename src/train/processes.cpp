@@ -97,6 +97,39 @@ void check_same_start(const Config& config, Communicator& communicator) {
   }
 }
 
+void check_same_checkpoint(const CheckpointReader* checkpoint, const std::string& option, Communicator& communicator) {
+  if (communicator.size() == 1) return;
+  struct Start {
+    double step, upper, lower;  // the halves of the checksum: a double holds 32 bits exactly
+    bool operator==(const Start&) const = default;
+  };
+  constexpr double kNone = -2, kWeightsOnly = -1;
+  std::vector<Start> starts(static_cast<std::size_t>(communicator.size()));
+  const std::uint64_t checksum = checkpoint != nullptr ? checkpoint->checksum() : 0;
+  starts[static_cast<std::size_t>(communicator.rank())] = {
+      checkpoint == nullptr     ? kNone
+      : checkpoint->resumable() ? static_cast<double>(checkpoint->state().step)
+                                : kWeightsOnly,
+      static_cast<double>(checksum >> 32U), static_cast<double>(checksum & 0xFFFFFFFFU)};
+  static_assert(sizeof(Start) == 3 * sizeof(double));
+  communicator.sum_host(std::span(reinterpret_cast<double*>(starts.data()), 3 * starts.size()));
+  const auto described = [&](std::size_t process) {
+    const Start& start = starts[process];
+    const std::string from = start.step == kNone          ? "from no checkpoint"
+                             : start.step == kWeightsOnly ? "from a folder of weights"
+                                                          : fmt::format("from step {}", start.step);
+    return fmt::format("process {} starts {} (checksum {:08x}{:08x})", process, from,
+                       static_cast<std::uint32_t>(start.upper), static_cast<std::uint32_t>(start.lower));
+  };
+  const auto other = std::find_if(starts.begin(), starts.end(), [&](const Start& s) { return s != starts.front(); });
+  if (other == starts.end()) return;
+  throw Error(
+      Exit::usage,
+      fmt::format("{}: {}, but {}: all need the same one. Name the step's folder, and where the machines do not "
+                  "share it, copy it to each.",
+                  option, described(0), described(static_cast<std::size_t>(other - starts.begin()))));
+}
+
 void check_processes(const Config& config, const Assignment& assignment, int processes) {
   const TrainingConfig& t = config.training;
   if (processes > t.batch) {

@@ -4,6 +4,7 @@
 #include "comm/communicator.h"
 #include "config/config.h"
 #include "optim/assignment.h"
+#include "train/checkpoint.h"
 
 namespace polaron {
 
@@ -14,6 +15,10 @@ int threads_for(const Config& config, Communicator& communicator);
 // Error(Exit::usage) on all processes where one has another config (the first line that differs is named) or another
 // executable. Collective.
 void check_same_start(const Config& config, Communicator& communicator);
+
+// Error(Exit::usage) on all processes where they do not start from the same checkpoint (null: from none), say because a
+// network file system still shows one of them an older `latest`. `option` leads the message. Collective.
+void check_same_checkpoint(const CheckpointReader* checkpoint, const std::string& option, Communicator& communicator);
 
 // Error(Exit::usage) where so many processes cannot share the batch or the matrices, or where the config asks for
 // something that the exchange of sketches cannot give.

@@ -170,6 +170,7 @@ Session::Session(Config given, bool initialize, Communicator& communicator_, Cho
       stream->synchronize();
     } else {
       const CheckpointReader source(config.init_from);
+      check_same_checkpoint(&source, "init_from", communicator);
       check_architecture(source, config.model);
       source.load_weights(backend, *stream, weights_view());
     }

@@ -27,6 +27,14 @@ Console::Options console_options(const Communicator& communicator) {
   return options;
 }
 
+// As checkpoint_to_resume, and the same on all processes.
+std::optional<CheckpointReader> agreed_checkpoint(const fs::path& run, const std::optional<fs::path>& resume,
+                                                  Communicator& communicator) {
+  std::optional<CheckpointReader> checkpoint = checkpoint_to_resume(run, resume);
+  check_same_checkpoint(checkpoint ? &*checkpoint : nullptr, "--resume", communicator);
+  return checkpoint;
+}
+
 // A run that goes on with "auto" goes on with the micro-batch it had, so that it has the same bits, unless the batch or
 // the processes are others now.
 Config with_micro_batch_of(const std::optional<CheckpointReader>& checkpoint, Config config,
@@ -48,7 +56,7 @@ Trainer::Trainer(const Config& config, const TrainOptions& options, Communicator
       communicator_(communicator),
       root_(communicator.rank() == 0),
       lock_(root_ ? lock_run_directory(config.output) : File(-1, config.output)),
-      checkpoint_(checkpoint_to_resume(config.output, options.resume)),
+      checkpoint_(agreed_checkpoint(config.output, options.resume, communicator)),
       session_(with_micro_batch_of(checkpoint_, config, communicator), !checkpoint_, communicator),
       run_(session_.config.output),
       steps_(session_),

@@ -318,6 +318,46 @@ TEST(Processes, of_which_one_has_another_config_or_a_bad_shard_all_end) {
   EXPECT_EQ(count_of(outcome.err, "error: "), 1U) << outcome.err;
 }
 
+TEST(Processes, that_would_start_from_different_checkpoints_are_refused) {
+  const Workspace folder;
+  folder.write_data();
+  const std::string config = folder.write_config("a", {{"training", {{"steps", 12}}}, {"checkpoint", {{"every", 4}}}});
+  expect_ended(folder.run({"train", config}), 0);
+  const auto expect_nothing_done = [&](const Arguments& arguments, const std::vector<std::string>& words) {
+    const auto before = contents(folder.path());
+    const Outcome outcome = folder.run(arguments, with_processes(1));
+    expect_refused(outcome, Exit::usage, words);
+    EXPECT_EQ(count_of(outcome.err, "error: "), 1U) << outcome.err;
+    EXPECT_EQ(contents(folder.path()), before);
+  };
+  const auto step = [&](const char* name) { return (folder / (std::string("runs/a/checkpoints/") + name)).string(); };
+  expect_nothing_done({"train", config, "--resume", step("step-00000008"), ":", "-n", "1", POLARON_PROGRAM, "train",
+                       config, "--resume", step("step-00000004")},
+                      {"--resume", "process 0 starts from step 8", "process 1 starts from step 4"});
+
+  // On a machine with a folder of its own: none at all there, and one of the same step with other weights.
+  fs::create_directories(folder / "other");
+  fs::copy(folder / "data", folder / "other/data", fs::copy_options::recursive);
+  fs::copy(folder / config, folder / "other" / config);
+  const auto elsewhere = [&](const Arguments& arguments) {
+    Arguments all = arguments;
+    all.insert(all.end(), {":", "-n", "1", "-wdir", (folder / "other").string(), POLARON_PROGRAM});
+    all.insert(all.end(), arguments.begin(), arguments.end());
+    return all;
+  };
+  expect_ended(folder.run({"train", config, "--set", "output=other/runs/a", "--set", "seed=2"}), 0);
+  expect_nothing_done(elsewhere({"train", config, "--resume"}), {"process 0 starts from step 12", "checksum"});
+  expect_nothing_done(elsewhere({"train", config, "--set", "output=runs/b", "--init-from", "runs/a"}),
+                      {"init_from", "process 0 starts from step 12", "checksum"});
+  // transformers' folders have no checksums.json.
+  for (const char* place : {"runs/a/checkpoints/latest", "other/runs/a/checkpoints/latest"}) {
+    fs::remove(folder / place / "checksums.json");
+    fs::remove(folder / place / "trainer.json");
+  }
+  expect_nothing_done(elsewhere({"train", config, "--set", "output=runs/b", "--init-from", "runs/a"}),
+                      {"init_from", "from a folder of weights"});
+}
+
 TEST(Processes, stop_together_at_a_signal_to_one_of_them_and_can_be_resumed) {
   const Workspace folder;
   folder.write_data();
