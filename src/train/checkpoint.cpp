@@ -154,20 +154,29 @@ TrainerState read_trainer(const fs::path& file) {
   }
 }
 
-// The step-... folders in a folder of checkpoints, oldest first.
+// Whether checkpoint_folder() makes such names. Others that begin like them are the user's: nothing is said of them.
+bool is_step_name(const std::string& name) {
+  constexpr std::string_view kPrefix = "step-";
+  constexpr std::size_t kLeastDigits = 8;
+  return name.starts_with(kPrefix) && name.size() >= kPrefix.size() + kLeastDigits &&
+         name.find_first_not_of("0123456789", kPrefix.size()) == std::string::npos;
+}
+
+bool is_earlier(const fs::path& step, const fs::path& other) {
+  const std::string x = step.filename().string();
+  const std::string y = other.filename().string();
+  return x.size() != y.size() ? x.size() < y.size() : x < y;  // numbers of more than eight digits are not padded
+}
+
+// The folders of steps in a folder of checkpoints, oldest first.
 std::vector<fs::path> step_folders(const fs::path& folder) {
   std::vector<fs::path> steps;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
-    if (entry.is_directory() && !entry.is_symlink() && entry.path().filename().string().starts_with("step-")) {
+    if (entry.is_directory() && !entry.is_symlink() && is_step_name(entry.path().filename())) {
       steps.push_back(entry.path());
     }
   }
-  // Numbers of more than eight digits are longer, not padded.
-  std::sort(steps.begin(), steps.end(), [](const fs::path& a, const fs::path& b) {
-    const std::string x = a.filename().string();
-    const std::string y = b.filename().string();
-    return x.size() != y.size() ? x.size() < y.size() : x < y;
-  });
+  std::sort(steps.begin(), steps.end(), is_earlier);
   return steps;
 }
 

@@ -357,6 +357,16 @@ TEST_F(RunDirectory, keeps_all_checkpoints_when_told) {
   EXPECT_EQ(names().size(), 4U);
 }
 
+TEST_F(RunDirectory, takes_only_its_own_names_for_checkpoints) {
+  const std::set<std::string> others = {"step-best", "step-00000004-mine", "step-00000004.old", "step-7", "step-"};
+  for (const std::string& name : others) fs::create_directories(run() / "checkpoints" / name);
+  EXPECT_FALSE(has_checkpoint(run()));
+  for (const std::int64_t step : {4, 5, 123456789}) save(step, 1);
+  std::set<std::string> expected = others;
+  expected.insert({"latest", "step-123456789"});
+  EXPECT_EQ(names(), expected);
+}
+
 TEST_F(RunDirectory, never_removes_the_checkpoint_it_has_just_made) {
   save(10, 1);
   save(20, 1);
