@@ -171,6 +171,7 @@ bool is_earlier(const fs::path& step, const fs::path& other) {
 // The folders of steps in a folder of checkpoints, oldest first.
 std::vector<fs::path> step_folders(const fs::path& folder) {
   std::vector<fs::path> steps;
+  if (!fs::is_directory(folder)) return steps;
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
     if (entry.is_directory() && !entry.is_symlink() && is_step_name(entry.path().filename())) {
       steps.push_back(entry.path());
@@ -184,7 +185,6 @@ std::vector<fs::path> step_folders(const fs::path& folder) {
 // folder and pointing at it.
 std::optional<fs::path> newest_in(const fs::path& folder) {
   if (fs::exists(folder / "latest")) return folder / "latest";
-  if (!fs::is_directory(folder)) return std::nullopt;
   const std::vector<fs::path> steps = step_folders(folder);
   return steps.empty() ? std::nullopt : std::optional(steps.back());
 }
@@ -339,14 +339,25 @@ fs::path checkpoint_folder(const fs::path& run, std::int64_t step) {
 
 bool has_checkpoint(const fs::path& run) { return newest_in(run / "checkpoints").has_value(); }
 
-void finish_checkpoint(const fs::path& run, std::int64_t step, std::int64_t keep) {
+std::vector<fs::path> later_checkpoints(const fs::path& run, std::int64_t step) {
+  std::vector<fs::path> folders = step_folders(run / "checkpoints");
+  folders.erase(folders.begin(),
+                std::upper_bound(folders.begin(), folders.end(), checkpoint_folder(run, step), is_earlier));
+  return folders;
+}
+
+void finish_checkpoint(const fs::path& run, std::int64_t step, std::int64_t keep,
+                       std::span<const fs::path> left_behind) {
   const fs::path folder = run / "checkpoints";
-  point_symlink_atomically(folder / "latest", checkpoint_folder(run, step).filename());
-  if (keep <= 0) return;
-  const std::vector<fs::path> steps = step_folders(folder);
   const fs::path newest = checkpoint_folder(run, step);
+  point_symlink_atomically(folder / "latest", newest.filename());
+  if (keep <= 0) return;
+  std::vector<fs::path> steps = step_folders(folder);
+  std::stable_partition(steps.begin(), steps.end(), [&](const fs::path& each) {
+    return is_earlier(newest, each) ||
+           (each != newest && std::find(left_behind.begin(), left_behind.end(), each) != left_behind.end());
+  });
   for (std::size_t i = 0; i + static_cast<std::size_t>(keep) < steps.size(); ++i) {
-    if (steps[i] == newest) continue;
     std::error_code failure;
     fs::remove_all(steps[i], failure);
     if (failure)

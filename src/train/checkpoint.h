@@ -77,8 +77,12 @@ class CheckpointReader {
 
 // <run>/checkpoints/step-00000100
 std::filesystem::path checkpoint_folder(const std::filesystem::path& run, std::int64_t step);
-// Points <run>/checkpoints/latest at the step's folder and removes all but the `keep` most recent (0: keeps all).
-void finish_checkpoint(const std::filesystem::path& run, std::int64_t step, std::int64_t keep);
+// Points <run>/checkpoints/latest at the step's folder and removes all but `keep` (0: keeps all): first those of
+// `left_behind` and of later steps, which the run has gone back from, then the oldest.
+void finish_checkpoint(const std::filesystem::path& run, std::int64_t step, std::int64_t keep,
+                       std::span<const std::filesystem::path> left_behind = {});
+// The checkpoints of the run that are of later steps than `step`, in their order.
+std::vector<std::filesystem::path> later_checkpoints(const std::filesystem::path& run, std::int64_t step);
 // Whether the run directory has a checkpoint to resume from.
 bool has_checkpoint(const std::filesystem::path& run);
 

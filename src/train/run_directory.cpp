@@ -8,6 +8,7 @@
 #include <cerrno>
 
 #include "base/error.h"
+#include "io/atomic.h"
 
 namespace polaron {
 namespace {
@@ -59,6 +60,15 @@ std::optional<CheckpointReader> checkpoint_to_resume(const fs::path& run, const 
                                          run.string(), reader.folder().string()));
   }
   return reader;
+}
+
+void point_latest_at(const fs::path& run, const fs::path& checkpoint) {
+  if (!is_inside(checkpoint, run)) return;
+  const fs::path folder = run / "checkpoints";
+  std::error_code missing;  // then it is not the same, either
+  if (fs::equivalent(folder / "latest", checkpoint, missing)) return;
+  point_symlink_atomically(folder / "latest",
+                           fs::weakly_canonical(checkpoint).lexically_relative(fs::weakly_canonical(folder)));
 }
 
 }  // namespace polaron

@@ -20,4 +20,8 @@ File lock_run_directory(const std::filesystem::path& run);
 std::optional<CheckpointReader> checkpoint_to_resume(const std::filesystem::path& run,
                                                      const std::optional<std::filesystem::path>& resume);
 
+// To call before anything else is written when a run goes on from `checkpoint`: <run>/checkpoints/latest is made to
+// point at it where it lies in the run, so that what is killed before the next checkpoint goes on from there too.
+void point_latest_at(const std::filesystem::path& run, const std::filesystem::path& checkpoint);
+
 }  // namespace polaron

@@ -72,10 +72,10 @@ Trainer::Trainer(const Config& config, const TrainOptions& options, Communicator
         "the data, the batch, the sequence length or the seed differ from the checkpoint's: the tokens that follow "
         "are not those that would have followed there.");
   }
-  checkpoint_.reset();
   if (session_.config.sample.every > 0) sample_prompt_ = session_.sample_prompt();
   if (session_.config.diagnostics.spectra.every > 0) spectra_.emplace(session_);
   if (root_) open_run();
+  checkpoint_.reset();
 }
 
 void Trainer::resume() {
@@ -108,6 +108,10 @@ void Trainer::open_run() {
                                         run_.string(), failure.message()));
   }
   if (lock_.descriptor() < 0) lock_ = lock_run_directory(run_);
+  if (checkpoint_) {
+    left_behind_ = later_checkpoints(run_, done_);
+    point_latest_at(run_, checkpoint_->folder());
+  }
   metrics_ = std::make_unique<MetricsLog>(run_ / "metrics.jsonl",
                                           options_.resume ? std::optional<std::int64_t>(done_) : std::nullopt);
   if (session_.config.diagnostics.spectra.every > 0) {

@@ -66,9 +66,10 @@ class Trainer {
   Communicator& communicator_;                  // for the host; session_.communicator knows the device as well
   bool root_;                                   // this process writes to the run directory and the console
   File lock_;                                   // on the run directory, where it exists
-  std::optional<CheckpointReader> checkpoint_;  // to resume from; gone once it is read
+  std::optional<CheckpointReader> checkpoint_;  // to resume from; gone once the run is open
   Session session_;
   std::filesystem::path run_;
+  std::vector<std::filesystem::path> left_behind_;  // checkpoints of steps that this start makes anew
   SignalGuard signals_;
   StepRunner steps_;
   SpikeDetector spikes_;

@@ -49,6 +49,12 @@ void Trainer::describe() {
                               format_bytes(session_.traffic.total() / communicator_.size())));
   }
   if (done_ > 0) console_.line(fmt::format("resumed at step {}", format_grouped(done_)));
+  if (!left_behind_.empty()) {
+    console_.line(fmt::format(
+        "the checkpoints of later steps, up to {}, are kept until {}", left_behind_.back().filename().string(),
+        config.checkpoint.keep > 0 ? "the next one is written; then checkpoint.keep removes them first"
+                                   : "new ones of their steps replace them"));
+  }
 
   RunRecord record;
   record.name = config.name;
@@ -179,7 +185,8 @@ void Trainer::checkpoint() {
     write_checkpoint(folder, session_.backend, *session_.stream, session_.communicator, session_.weights_view(),
                      session_.optimizer->state(), state, session_.vocabulary ? session_.vocabulary->json() : "",
                      session_.separator());
-    if (root_) finish_checkpoint(run_, done_, session_.config.checkpoint.keep);
+    std::erase(left_behind_, folder);
+    if (root_) finish_checkpoint(run_, done_, session_.config.checkpoint.keep, left_behind_);
   } catch (const Error& problem) {
     throw Error(problem.code(), fmt::format("{} Training stops at step {} without a checkpoint of it. {}",
                                             problem.what(), done_, newest_checkpoint()));

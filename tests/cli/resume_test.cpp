@@ -128,6 +128,39 @@ TEST(Resume, from_an_older_checkpoint_goes_on_from_there) {
   expect_each_step_once(folder, "a", 20);
 }
 
+TEST(Resume, from_an_older_checkpoint_and_killed_goes_on_from_there_again) {
+  const Workspace folder;
+  folder.write_data();
+  const json patch = {{"training", {{"steps", 12}}}, {"checkpoint", {{"every", 4}, {"keep", 2}}}};
+  folder.train("straight", patch);
+  json kept = patch;
+  kept["checkpoint"]["keep"] = 0;
+  folder.train("a", kept);
+  folder.write_config("a", patch);
+  const std::string fourth = "runs/a/checkpoints/step-00000004";
+  {
+    Process process(folder.path(), {"train", "a.json", "--resume", fourth}, paced());
+    ASSERT_TRUE(process.read_until("step  6/12"));
+    process.send(SIGKILL);
+    const Outcome outcome = process.finish();
+    ASSERT_EQ(outcome.signal, SIGKILL) << "it ended before it was killed\n" << outcome.out;
+    EXPECT_TRUE(contains(outcome.out, "the checkpoints of later steps, up to step-00000012")) << outcome.out;
+  }
+  EXPECT_EQ(folder.checkpoints("a"),
+            (std::vector<std::string>{"latest", "step-00000004", "step-00000008", "step-00000012"}));
+
+  const Outcome resumed = folder.run({"train", "a.json", "--resume", "--set", "training.steps=7"});
+  expect_ended(resumed, 0);
+  EXPECT_TRUE(contains(resumed.out, "resumed at step 4")) << resumed.out;
+  expect_each_step_once(folder, "a", 7);
+  EXPECT_EQ(folder.checkpoints("a"), (std::vector<std::string>{"latest", "step-00000004", "step-00000007"}));
+
+  expect_ended(folder.run({"train", "a.json", "--resume", fourth}), 0);
+  expect_same_bits(folder, "straight", "a");
+  expect_each_step_once(folder, "a", 12);
+  EXPECT_EQ(folder.checkpoints("a"), (std::vector<std::string>{"latest", "step-00000008", "step-00000012"}));
+}
+
 TEST(Resume, with_other_data_says_so) {
   const Workspace folder;
   folder.write_data();

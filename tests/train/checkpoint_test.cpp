@@ -326,12 +326,12 @@ class RunDirectory : public testing::Test {
  protected:
   RunDirectory() : config_(test::tiny_gpt2()), stepper_(config_, optimizer_config()) {}
   fs::path run() const { return folder_ / "run"; }
-  void save(std::int64_t step, std::int64_t keep) {
+  void save(std::int64_t step, std::int64_t keep, const std::vector<fs::path>& left_behind = {}) {
     TrainerState state = trainer_state();
     state.step = step;
     write_checkpoint(checkpoint_folder(run(), step), stepper_.backend(), stepper_.stream(), stepper_.communicator(),
                      weights_of(config_, stepper_), stepper_.optimizer().state(), state, "", -1);
-    finish_checkpoint(run(), step, keep);
+    finish_checkpoint(run(), step, keep, left_behind);
   }
   std::set<std::string> names() const {
     std::set<std::string> result;
@@ -350,6 +350,17 @@ TEST_F(RunDirectory, keeps_the_most_recent_checkpoints) {
   EXPECT_EQ(names(), (std::set<std::string>{"latest", "step-00000100", "step-00001000"}));
   EXPECT_TRUE(has_checkpoint(run()));
   EXPECT_EQ(fs::read_symlink(run() / "checkpoints" / "latest"), "step-00001000");  // relative: the run can be moved
+}
+
+TEST_F(RunDirectory, after_going_back_removes_first_what_was_left_behind) {
+  for (const std::int64_t step : {4, 6, 8, 12}) save(step, 0);
+  const std::vector<fs::path> left = later_checkpoints(run(), 4);
+  EXPECT_EQ(left, (std::vector<fs::path>{checkpoint_folder(run(), 6), checkpoint_folder(run(), 8),
+                                         checkpoint_folder(run(), 12)}));
+  save(7, 3, left);
+  EXPECT_EQ(names(), (std::set<std::string>{"latest", "step-00000004", "step-00000007", "step-00000012"}));
+  save(10, 2, left);
+  EXPECT_EQ(names(), (std::set<std::string>{"latest", "step-00000007", "step-00000010"}));
 }
 
 TEST_F(RunDirectory, keeps_all_checkpoints_when_told) {
