@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "io/atomic.h"
 #include "train/choices.h"
+#include "train/config_changes.h"
 #include "train/huggingface.h"
 #include "train/processes.h"
 #include "train/run_directory.h"
@@ -98,6 +99,20 @@ void Trainer::resume() {
     throw Error(Exit::usage, fmt::format("{} is at step {}, beyond the config's {} steps; raise training.steps.",
                                          checkpoint_->folder().string(), done_, session_.config.training.steps));
   }
+  tell_changes();
+}
+
+// In words, which of the settings that the run had are others now.
+void Trainer::tell_changes() const {
+  std::string before;
+  try {
+    before = to_json(parse_config(checkpoint_->state().config, checkpoint_->folder().string()));
+  } catch (const Error&) {
+    log::warn(
+        "--resume: this version of polaron does not read the checkpoint's config: whether it differs is not known");
+    return;
+  }
+  for (const std::string& change : config_changes(before, to_json(session_.config))) log::warn("--resume: " + change);
 }
 
 void Trainer::open_run() {

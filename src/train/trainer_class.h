@@ -36,6 +36,7 @@ class Trainer {
 
   Exit loop();
   void resume();
+  void tell_changes() const;
   void open_run();
   void describe();
   bool stopping() const;

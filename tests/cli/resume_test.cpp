@@ -161,6 +161,21 @@ TEST(Resume, from_an_older_checkpoint_and_killed_goes_on_from_there_again) {
   EXPECT_EQ(folder.checkpoints("a"), (std::vector<std::string>{"latest", "step-00000008", "step-00000012"}));
 }
 
+TEST(Resume, with_other_settings_says_which) {
+  const Workspace folder;
+  folder.write_data();
+  folder.train("a", {{"training", {{"steps", 5}}}});
+  const Outcome outcome =
+      folder.run({"train", "a.json", "--set", "training.steps=6", "--set", "optimizer.matrices.rank=\"1/4\"", "--set",
+                  "optimizer.matrices.lr=0.5", "--set", "sample.every=3", "--resume"});
+  expect_ended(outcome, 0);
+  EXPECT_TRUE(contains(outcome.err, R"(warning: --resume: optimizer.matrices.rank was 8, is now "1/4")"))
+      << outcome.err;
+  EXPECT_TRUE(contains(outcome.err, "--resume: optimizer.matrices.lr was ")) << outcome.err;
+  EXPECT_TRUE(contains(outcome.err, "--resume: training.steps was 5, is now 6")) << outcome.err;
+  EXPECT_EQ(count_of(outcome.err, "warning: "), 3U) << outcome.err;
+}
+
 TEST(Resume, with_other_data_says_so) {
   const Workspace folder;
   folder.write_data();
