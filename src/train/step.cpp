@@ -34,6 +34,13 @@ StepRunner::StepRunner(Session& session)
   }
 }
 
+StepRunner::~StepRunner() {
+  try {
+    session_.stream->synchronize();
+  } catch (...) {  // a device that failed writes nothing any more, and the failure has been told
+  }
+}
+
 void StepRunner::begin(std::int64_t step) {
   session_.uploader->set_progress(static_cast<double>(step) / static_cast<double>(session_.config.training.steps));
   session_.backend.device().zero(*session_.stream, result_.data(), sizeof(Result));

@@ -25,6 +25,9 @@ struct StepOutcome {
 class StepRunner {
  public:
   explicit StepRunner(Session& session);
+  ~StepRunner();  // waits for the stream: it may still bring outcomes into this object's memory
+  StepRunner(const StepRunner&) = delete;
+  StepRunner& operator=(const StepRunner&) = delete;
 
   // Queues all micro-batches of a step and its update. False where `interrupted` (asked between micro-batches; never
   // true for one of several processes alone) cut it short: then parameters and state are as before. loss_limit: skip
