@@ -40,7 +40,7 @@ Exit run_eval(const EvalCommand& command) {
   InferenceModel model(checkpoint, command.device, command.threads, options.micro_batch, length);
   const auto communicator = make_single_process_communicator();
   const Evaluation result =
-      evaluate(model.transformer(), model.backend(), model.stream(), *communicator, model.uploader(), reader);
+      *evaluate(model.transformer(), model.backend(), model.stream(), *communicator, model.uploader(), reader);
   if (command.json) {
     const nlohmann::json j = {{"loss", result.loss},       {"perplexity", result.perplexity},
                               {"tokens", result.tokens},   {"sequence_length", length},

@@ -7,13 +7,20 @@
 
 namespace polaron {
 
-Evaluation evaluate(Transformer& model, Backend& backend, Stream& stream, Communicator& communicator,
-                    BatchUploader& uploader, ValidationReader& reader) {
+std::optional<Evaluation> evaluate(Transformer& model, Backend& backend, Stream& stream, Communicator& communicator,
+                                   BatchUploader& uploader, ValidationReader& reader,
+                                   const std::function<bool()>& interrupted) {
+  constexpr std::int64_t kAskEvery = 4;  // micro-batches
   const auto start = std::chrono::steady_clock::now();
   DeviceScalar<double> loss_sum(backend.device());
   loss_sum.zero(stream);
   reader.rewind();
-  while (std::optional<Batch> batch = reader.next()) {
+  // Every process makes the same number of micro-batches, so all ask together.
+  for (std::int64_t i = 0; std::optional<Batch> batch = reader.next(); ++i) {
+    if (i % kAskEvery == 0 && interrupted()) {
+      stream.synchronize();  // what is queued still adds to loss_sum
+      return std::nullopt;
+    }
     if (batch->target_count == 0) continue;
     model.forward_loss(stream, uploader.upload(stream, *std::move(batch)), loss_sum.device());
   }

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <optional>
 
 #include "backend/backend.h"
 #include "comm/communicator.h"
@@ -18,8 +20,10 @@ struct Evaluation {
   double seconds = 0;
 };
 
-// Runs the reader from its start over all its targets. Waits for the stream. Collective.
-Evaluation evaluate(Transformer& model, Backend& backend, Stream& stream, Communicator& communicator,
-                    BatchUploader& uploader, ValidationReader& reader);
+// Runs the reader from its start over all its targets. Waits for the stream. Collective. `interrupted` is asked every
+// few micro-batches, by all processes at the same ones, and has to tell all the same; true: nothing is returned.
+std::optional<Evaluation> evaluate(
+    Transformer& model, Backend& backend, Stream& stream, Communicator& communicator, BatchUploader& uploader,
+    ValidationReader& reader, const std::function<bool()>& interrupted = [] { return false; });
 
 }  // namespace polaron

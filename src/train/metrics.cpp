@@ -23,6 +23,8 @@ namespace fs = std::filesystem;
 
 namespace {
 
+constexpr std::uint64_t kLargestLog = std::uint64_t{1} << 34U;  // bytes
+
 // Keys stay in the order in which they are written, for the sake of people who read the file.
 class Line {
  public:
@@ -105,7 +107,7 @@ std::string lines_up_to(const std::string& text, std::int64_t resume_step, const
 File open_log(const fs::path& path, std::optional<std::int64_t> resume_step) {
   std::error_code ignored;  // whatever hinders also hinders open(), which says it
   if (resume_step && fs::exists(fs::symlink_status(path, ignored))) {
-    const std::string text = read_text_file(path, std::uint64_t{1} << 34);
+    const std::string text = read_text_file(path, kLargestLog);
     const std::string kept = lines_up_to(text, *resume_step, path);
     if (kept != text) write_file_atomically(path, kept);
   }
@@ -211,6 +213,20 @@ std::string to_json_line(const SpectrumRecord& r) {
   }
   if (r.orthogonality_error >= 0) line.add("orthogonality_error", r.orthogonality_error);
   return line.add("singular_values", nlohmann::ordered_json(r.singular_values)).text();
+}
+
+std::optional<ValidationRecord> find_validation(const fs::path& path, std::int64_t step) {
+  const std::string text = read_text_file(path, kLargestLog);
+  const std::string beginning = fmt::format("\n{{\"kind\":\"validation\",\"step\":{},", step);
+  const std::size_t newline = text.rfind(beginning);  // a run's line comes before it
+  if (newline == std::string::npos) return std::nullopt;
+  const auto json = nlohmann::json::parse(text.substr(newline + 1, text.find('\n', newline + 1) - newline - 1), nullptr,
+                                          /*allow_exceptions=*/false);
+  const auto number = [&](const char* key) { return json.is_object() && json.contains(key) && json[key].is_number(); };
+  for (const char* key : {"tokens", "val_loss", "perplexity", "val_tokens", "ms"}) {
+    if (!number(key)) return std::nullopt;
+  }
+  return ValidationRecord{step, json["tokens"], json["val_loss"], json["perplexity"], json["val_tokens"], json["ms"]};
 }
 
 MetricsLog::MetricsLog(fs::path path, std::optional<std::int64_t> resume_step)

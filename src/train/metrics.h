@@ -120,6 +120,9 @@ std::string to_json_line(const CheckpointRecord& record);
 std::string to_json_line(const EndRecord& record, const std::string& time);
 std::string to_json_line(const SpectrumRecord& record);
 
+// The last validation of that step in a metrics.jsonl; nothing where it has none, or none that is finite.
+std::optional<ValidationRecord> find_validation(const std::filesystem::path& path, std::int64_t step);
+
 // The file, to which only this process appends: each line by one write(2), so that a killed process tears at most the
 // last one and a reader who follows the file sees whole lines. Every failure (say a full disk) is an Error(Exit::data)
 // that names the file; a line that fails half-way is taken back.

@@ -76,6 +76,7 @@ Trainer::Trainer(const Config& config, const TrainOptions& options, Communicator
   if (session_.config.sample.every > 0) sample_prompt_ = session_.sample_prompt();
   if (session_.config.diagnostics.spectra.every > 0) spectra_.emplace(session_);
   if (root_) open_run();
+  if (checkpoint_ && session_.validation) recall_validation();
   checkpoint_.reset();
 }
 
@@ -136,6 +137,19 @@ void Trainer::open_run() {
   write_file_atomically(run_ / "config.json", to_json(session_.config));
 }
 
+// A validation of this step that the log has is not done again, unless it was over other tokens.
+void Trainer::recall_validation() {
+  Evaluation known;
+  if (root_) {
+    const std::optional<ValidationRecord> record = find_validation(run_ / "metrics.jsonl", done_);
+    if (record) known = {record->val_loss, record->perplexity, record->val_tokens, record->ms / 1e3};
+  }
+  communicator_.broadcast_host(&known, sizeof known, 0);
+  if (known.tokens != session_.validation->tokens()) return;
+  last_evaluation_ = known;
+  evaluated_ = done_;
+}
+
 bool Trainer::stopping() const {
   return signals_.stop_requested() || (options_.max_seconds > 0 && seconds_since(start_) >= options_.max_seconds);
 }
@@ -177,7 +191,9 @@ Exit Trainer::loop() {
   describe();
   const Config& config = session_.config;
   console_.begin(done_, config.training.steps);
-  if (done_ == 0 && session_.validation) validate();
+  // Of a run that goes on: where the signal that stopped it cut the validation short.
+  const bool unknown = session_.validation && evaluated_ != done_;
+  if (unknown && (done_ == 0 || due(session_.config.validation.every)) && !validate()) return stop();
   last_report_ = Clock::now();
   const bool alone = communicator_.size() == 1;
   while (done_ < config.training.steps) {
@@ -191,16 +207,7 @@ Exit Trainer::loop() {
       if (saved_ != done_ && done_ > 0) checkpoint();
       throw;
     }
-    if (!queued) {
-      collect(true);
-      if (saved_ != done_) checkpoint();
-      const bool timed_out = options_.max_seconds > 0 && seconds_since(start_) >= options_.max_seconds;
-      report_traffic();
-      const std::string reason = signals_.stop_requested() ? signal_name(signals_.stop_signal())
-                                 : timed_out               ? "max-time"
-                                                           : "another process was asked to stop";
-      return end(reason, Exit::interrupted);
-    }
+    if (!queued) return stop();
     moved_ += session_.communicator.bytes_moved() - moved_before;
     ++steps_run_;
     ++done_;
@@ -208,10 +215,22 @@ Exit Trainer::loop() {
     after_step();
   }
   collect(true);
-  if (session_.validation && evaluated_ != done_) validate();
+  if (session_.validation && evaluated_ != done_ && !validate()) return stop();
   if (saved_ != done_) checkpoint();
   report_traffic();
   return end("done", Exit::done);
+}
+
+// At the last complete step, as a signal, the time or another process asked.
+Exit Trainer::stop() {
+  collect(true);
+  if (saved_ != done_) checkpoint();
+  const bool timed_out = options_.max_seconds > 0 && seconds_since(start_) >= options_.max_seconds;
+  report_traffic();
+  const std::string reason = signals_.stop_requested() ? signal_name(signals_.stop_signal())
+                             : timed_out               ? "max-time"
+                                                       : "another process was asked to stop";
+  return end(reason, Exit::interrupted);
 }
 
 // Takes the outcomes that are there; all of them when `wait`.
@@ -222,7 +241,6 @@ void Trainer::collect(bool wait) {
 // What is due after the step that has just been queued. Everything that follows first learns how the step went.
 void Trainer::after_step() {
   const Config& config = session_.config;
-  const auto due = [&](std::int64_t every) { return every > 0 && done_ % every == 0; };
   const bool last = done_ == config.training.steps;
   const bool evaluation = session_.validation && due(config.validation.every);
   const bool sampling = due(config.sample.every);
@@ -232,7 +250,7 @@ void Trainer::after_step() {
   if (!evaluation && !sampling && !saving && !spectra) return;
   collect(true);
   if (spectra) measure_spectra();
-  if (evaluation) validate();
+  if (evaluation && !validate()) return;  // the loop stops next
   if (sampling && root_) sample();
   if (saving) checkpoint();
   last_report_ = Clock::now();

@@ -35,9 +35,11 @@ class Trainer {
   }
 
   Exit loop();
+  Exit stop();
   void resume();
   void tell_changes() const;
   void open_run();
+  void recall_validation();
   void describe();
   bool stopping() const;
   bool agree_to_stop();
@@ -46,13 +48,14 @@ class Trainer {
   void report(const StepOutcome& outcome);
   void after_step();
   void compare_weights();
-  void validate();
+  bool validate();  // false: interrupted, and nothing is told of it
   void sample();
   void measure_spectra();
   void checkpoint();
   Exit end(const std::string& reason, Exit code);
   [[noreturn]] void stop_not_finite(const std::string& what, const std::string& details);
   std::string newest_checkpoint() const;
+  bool due(std::int64_t every) const { return every > 0 && done_ % every == 0; }
   std::int64_t tokens_per_step() const {
     return session_.config.training.batch * session_.config.training.sequence_length;
   }

@@ -128,11 +128,14 @@ void Trainer::measure_spectra() {
   for (std::string& line : spectra_->measure(done_)) spectra_log_->write_line(std::move(line));
 }
 
-void Trainer::validate() {
+bool Trainer::validate() {
   console_.phase("validation");
   session_.uploader->set_progress(static_cast<double>(done_) / static_cast<double>(session_.config.training.steps));
-  const Evaluation result = evaluate(*session_.model, session_.backend, *session_.stream, session_.communicator,
-                                     *session_.uploader, *session_.validation);
+  const std::optional<Evaluation> complete =
+      evaluate(*session_.model, session_.backend, *session_.stream, session_.communicator, *session_.uploader,
+               *session_.validation, [this] { return agree_to_stop(); });
+  if (!complete) return false;
+  const Evaluation& result = *complete;
   evaluated_ = done_;
   last_evaluation_ = result;
   ValidationRecord record;
@@ -146,6 +149,7 @@ void Trainer::validate() {
   console_.validation(record);
   if (!std::isfinite(result.loss))
     stop_not_finite(fmt::format("the validation loss is not finite at step {}", done_), "");
+  return true;
 }
 
 void Trainer::sample() {

@@ -318,6 +318,22 @@ TEST(Processes, of_which_one_has_another_config_or_a_bad_shard_all_end) {
   EXPECT_EQ(count_of(outcome.err, "error: "), 1U) << outcome.err;
 }
 
+TEST(Processes, leave_a_validation_together_at_a_signal_to_one_of_them) {
+  const Workspace folder;
+  folder.write_data();
+  folder.write("data/validation_0.bin", shard(std::vector<int>(4'000'000, 'a')));  // takes seconds
+  Process process(folder.path(), {"train", folder.write_config("a")}, with_processes(2));
+  ASSERT_TRUE(process.read_until("peak rate"));
+  const std::vector<pid_t> ranks = children_of(process.id());
+  ASSERT_EQ(ranks.size(), 2U);
+  ::kill(ranks[1], SIGTERM);
+  const Outcome outcome = process.finish();
+  EXPECT_FALSE(outcome.hung);
+  EXPECT_EQ(outcome.code, static_cast<int>(Exit::interrupted)) << outcome.err;
+  EXPECT_TRUE(folder.metrics("a", "validation").empty());
+  EXPECT_EQ(folder.metrics("a", "end").back().at("step"), 0);
+}
+
 TEST(Processes, that_would_start_from_different_checkpoints_are_refused) {
   const Workspace folder;
   folder.write_data();

@@ -231,13 +231,66 @@ TEST_P(StopSignal, checkpoints_the_last_complete_step_and_a_resumed_run_ends_at_
 INSTANTIATE_TEST_SUITE_P(Both, StopSignal, testing::Values(SIGTERM, SIGINT),
                          [](const auto& test) { return test.param == SIGTERM ? "SIGTERM" : "SIGINT"; });
 
+TEST(Signals, cut_a_validation_short_and_the_resumed_run_makes_it) {
+  const Workspace folder;
+  folder.write_data();
+  folder.write("data/validation_0.bin", shard(std::vector<int>(4'000'000, 'a')));  // takes seconds
+  folder.write_config("a",
+                      {{"training", {{"steps", 12}}}, {"validation", {{"every", 5}}}, {"checkpoint", {{"every", 4}}}});
+  const Arguments some = {"train", "a.json", "--set", "validation.tokens=700"};
+  expect_ended(folder.run({some[0], some[1], some[2], some[3], "--set", "training.steps=4"}), 0);
+  const auto validated = [&] {
+    std::vector<int> steps;
+    for (const json& record : folder.metrics("a", "validation")) steps.push_back(record.at("step"));
+    return steps;
+  };
+
+  Process process(folder.path(), {"train", "a.json", "--resume"});
+  ASSERT_TRUE(process.read_until("step  5/12"));
+  process.send(SIGTERM);
+  expect_ended(process.finish(), static_cast<int>(Exit::interrupted));
+  EXPECT_EQ(validated(), (std::vector<int>{0, 4}));
+  EXPECT_EQ(json::parse(folder.read("runs/a/checkpoints/latest/trainer.json")).at("step"), 5);
+  const json end = folder.metrics("a", "end").back();
+  EXPECT_EQ(end.at("step"), 5);
+  EXPECT_EQ(end.at("reason"), "SIGTERM");
+
+  expect_ended(folder.run({some[0], some[1], some[2], some[3], "--resume"}), 0);
+  EXPECT_EQ(validated(), (std::vector<int>{0, 4, 5, 10, 12}));
+  expect_each_step_once(folder, "a", 12);
+}
+
+TEST(Signals, cut_the_last_validation_short_and_the_resumed_run_makes_it) {
+  const Workspace folder;
+  folder.write_data();
+  folder.train("a", {{"training", {{"steps", 4}}}, {"validation", {{"tokens", 700}}}});
+  folder.write("data/validation_0.bin", shard(std::vector<int>(4'000'000, 'a')));  // takes seconds
+  folder.write_config("a", {{"training", {{"steps", 5}}}});
+  Process process(folder.path(), {"train", "a.json", "--resume"});
+  ASSERT_TRUE(process.read_until("step 5/5"));
+  process.send(SIGTERM);
+  expect_ended(process.finish(), static_cast<int>(Exit::interrupted));
+  EXPECT_EQ(folder.metrics("a", "validation").size(), 2U);
+  const Arguments again = {"train", "a.json", "--set", "validation.tokens=700", "--resume"};
+  for (int time = 0; time < 2; ++time) {  // the second has nothing to do and says what is known
+    expect_ended(folder.run(again), 0);
+    const auto validations = folder.metrics("a", "validation");
+    ASSERT_EQ(validations.size(), 3U);
+    EXPECT_EQ(validations.back().at("step"), 5);
+    const json end = folder.metrics("a", "end").back();
+    EXPECT_EQ(end.at("reason"), "done");
+    EXPECT_EQ(end.at("val_loss"), validations.back().at("val_loss"));
+    EXPECT_EQ(end.at("perplexity"), validations.back().at("perplexity"));
+  }
+}
+
 TEST(Signals, a_second_interrupt_exits_at_once) {
   const Workspace folder;
   folder.write_data();
-  folder.write("data/validation_0.bin", shard(std::vector<int>(4'000'000, 'a')));  // seconds, which no signal shortens
-  folder.write_config("a");
+  folder.write_config("a",
+                      {{"sample", {{"every", 1}, {"tokens", 1'000'000}}}});  // many seconds, which no signal shortens
   Process process(folder.path(), {"train", "a.json"});
-  ASSERT_TRUE(process.read_until("peak rate"));
+  ASSERT_TRUE(process.read_until("step  1/20"));
   process.send(SIGINT);
   const struct timespec pause { 0, 200'000'000 };  // at once, it would count as the same interrupt
   ::nanosleep(&pause, nullptr);

@@ -191,6 +191,23 @@ TEST(MetricsLog, resume_keeps_what_it_does_not_know_and_ends_a_line_that_lacks_i
   EXPECT_EQ(get(folder / "metrics.jsonl"), "{\"kind\":\"note\",\"text\":\"x\"}\n{\"kind\":\"step\",\"step\":2}\n");
 }
 
+TEST(MetricsLog, tells_the_last_validation_of_a_step) {
+  const TestFolder folder;
+  const auto path = folder / "metrics.jsonl";
+  MetricsLog log(path);
+  log.write(RunRecord{});
+  log.write(ValidationRecord{5, 2560, 4.5, 90.0, 700, 1.0});
+  log.write(ValidationRecord{5, 2560, 1.0 / 3.0, 1.4, 1400, 2.0});
+  log.write(step_record(6));
+  log.write(ValidationRecord{55, 28160, 2.5, 12.2, 700, 1.0});
+  log.write(ValidationRecord{7, 3584, std::nan(""), std::nan(""), 700, 1.0});
+  const auto found = find_validation(path, 5);
+  ASSERT_TRUE(found.has_value());
+  EXPECT_EQ(to_json_line(*found), to_json_line(ValidationRecord{5, 2560, 1.0 / 3.0, 1.4, 1400, 2.0}));
+  EXPECT_FALSE(find_validation(path, 6).has_value());
+  EXPECT_FALSE(find_validation(path, 7).has_value());
+}
+
 TEST(MetricsLog, resume_leaves_a_sound_file_as_it_is) {
   const TestFolder folder;
   const auto path = folder / "metrics.jsonl";
