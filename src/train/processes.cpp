@@ -170,10 +170,21 @@ void check_processes(const Config& config, const Assignment& assignment, int pro
   }
 }
 
-void check_same_weights(std::span<const std::byte> weights, std::int64_t step, Communicator& communicator) {
+std::uint64_t checksum_on_device(Device& device, Stream& stream, const void* data, std::size_t bytes,
+                                 std::size_t piece) {
   Checksum checksum;
-  checksum.update(weights);
-  const std::string ours = checksum_to_hex(checksum.value());
+  std::vector<std::byte> host(std::min(bytes, piece));
+  for (std::size_t first = 0; first < bytes; first += piece) {
+    const std::size_t count = std::min(piece, bytes - first);
+    device.download(stream, host.data(), static_cast<const std::byte*>(data) + first, count);
+    stream.synchronize();
+    checksum.update(std::span(host).first(count));
+  }
+  return checksum.value();
+}
+
+void check_same_weights(std::uint64_t checksum, std::int64_t step, Communicator& communicator) {
+  const std::string ours = checksum_to_hex(checksum);
   const std::string theirs = from_root(ours, communicator);
   if (anywhere(ours != theirs, communicator)) {
     throw Error(

@@ -1,6 +1,11 @@
 // What several processes must agree on before they train together, and how they share a machine.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "backend/device.h"
 #include "comm/communicator.h"
 #include "config/config.h"
 #include "optim/assignment.h"
@@ -24,7 +29,11 @@ void check_same_checkpoint(const CheckpointReader* checkpoint, const std::string
 // something that the exchange of sketches cannot give.
 void check_processes(const Config& config, const Assignment& assignment, int processes);
 
-// Error(Exit::device) on all processes where they hold different weights. Collective; the weights are in host memory.
-void check_same_weights(std::span<const std::byte> weights, std::int64_t step, Communicator& communicator);
+// Checksum (XXH3) of memory on the device, read through host memory of at most `piece` bytes. Waits for the stream.
+std::uint64_t checksum_on_device(Device& device, Stream& stream, const void* data, std::size_t bytes,
+                                 std::size_t piece = std::size_t{64} << 20U);
+
+// Error(Exit::device) on all processes where they hold weights of different checksums. Collective.
+void check_same_weights(std::uint64_t checksum, std::int64_t step, Communicator& communicator);
 
 }  // namespace polaron
