@@ -103,7 +103,8 @@ std::optional<StepOutcome> StepRunner::outcome(bool wait) {
   if (pending_.empty()) return std::nullopt;
   Pending& oldest = pending_.front();
   if (!oldest.done->finished()) {
-    if (!wait && pending_.size() < 2) return std::nullopt;
+    const bool may_wait_later = pending_.size() < 2 && session_.config.training.skip_loss_spikes == 0;
+    if (!wait && may_wait_later) return std::nullopt;
     oldest.done->synchronize();
   }
   StepOutcome outcome = oldest.outcome;

@@ -61,7 +61,9 @@ class StepRunner {
   void remember(Loader& loader);
 
   // Outcome of the oldest queued step: nothing where none is queued, or where the device has not finished it and the
-  // host need not wait yet (at most one step may be outstanding). `wait`: waits for it.
+  // host need not wait yet. `wait`: waits for it. At most one step may be outstanding; none where
+  // training.skip_loss_spikes asks for limits, each of which follows from all losses before: then the host waits for
+  // every step, and the result depends neither on timing nor on the number of processes.
   std::optional<StepOutcome> outcome(bool wait);
 
  private:

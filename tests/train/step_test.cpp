@@ -120,6 +120,17 @@ TEST_F(LateSteps, are_one_ahead_of_what_the_host_knows) {
   EXPECT_FALSE(steps_->outcome(false).has_value());
 }
 
+TEST_F(LateSteps, are_all_known_before_a_limit_on_the_loss_is_computed) {
+  config_.training.skip_loss_spikes = 3;
+  begin();
+  for (const std::int64_t step : {0, 1, 2}) {
+    queue_step(step);
+    const std::optional<StepOutcome> outcome = steps_->outcome(false);
+    ASSERT_TRUE(outcome.has_value()) << step;
+    EXPECT_EQ(outcome->step, step);
+  }
+}
+
 TEST_F(LateSteps, leave_nothing_under_way_to_memory_that_is_gone) {
   begin();
   queue_step(0);
