@@ -1,3 +1,5 @@
+#include <signal.h>
+
 #include "base/log.h"
 #include "comm/communicator.h"
 #include "commands/commands.h"
@@ -7,6 +9,9 @@
 namespace polaron {
 
 Exit run_train(const TrainCommand& command) {
+  // A checkpoint that is asked for before the training loop listens (SignalGuard) would be of nothing new; by default
+  // the signal would end the process. SIGINT and SIGTERM do: until then there is nothing to keep.
+  ::signal(SIGUSR1, SIG_IGN);
   TrainOptions options;
   if (command.resume) options.resume = command.resume_from;
   if (!command.max_time.empty()) {

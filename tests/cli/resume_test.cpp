@@ -2,6 +2,7 @@
 #include <signal.h>
 #include <time.h>
 
+#include "io/checksum.h"
 #include "support.h"
 
 namespace polaron::test {
@@ -282,6 +283,33 @@ TEST(Signals, cut_the_last_validation_short_and_the_resumed_run_makes_it) {
     EXPECT_EQ(end.at("val_loss"), validations.back().at("val_loss"));
     EXPECT_EQ(end.at("perplexity"), validations.back().at("perplexity"));
   }
+}
+
+TEST(Signals, usr1_before_training_begins_is_harmless) {
+  const Workspace folder;
+  folder.write_data();
+  folder.train("a", {{"training", {{"steps", 5}}}});
+  // A large file of the user's that is verified with the others: the time in which the signal comes.
+  const fs::path checkpoint = folder / "runs/a/checkpoints/step-00000005";
+  folder.write("runs/a/checkpoints/step-00000005/notes.bin", "");
+  fs::resize_file(checkpoint / "notes.bin", std::uintmax_t{1} << 29U);
+  fs::remove(checkpoint / manifest_name);
+  write_manifest(checkpoint);
+  Process process(folder.path(), {"train", "a.json", "--set", "training.steps=8", "--resume"});
+  const fs::path open_files = "/proc/" + std::to_string(process.id()) + "/fd";
+  bool verifying = false, running = true;
+  while (running && !verifying) {
+    running = false;
+    std::error_code gone, ignored;
+    for (fs::directory_iterator file(open_files, gone), end; !gone && file != end; file.increment(gone)) {
+      running = true;
+      verifying = verifying || fs::read_symlink(file->path(), ignored).filename() == "notes.bin";
+    }
+  }
+  ASSERT_TRUE(verifying);
+  process.send(SIGUSR1);
+  expect_ended(process.finish(), 0);
+  EXPECT_EQ(folder.losses("a").size(), 8U);
 }
 
 TEST(Signals, a_second_interrupt_exits_at_once) {
