@@ -99,6 +99,7 @@ void Trainer::report(const StepOutcome& outcome) {
   log(m);
   console_.step(m);
   if (!std::isfinite(m.loss) || !std::isfinite(m.grad_norm)) {
+    done_ = outcome.step;  // this update was not made, and none that was queued after it counts
     stop_not_finite(
         fmt::format("the {} is not finite at step {}", std::isfinite(m.loss) ? "gradient norm" : "loss", m.step),
         fmt::format(" (loss {}, gradient norm {}), whose update was not made", m.loss, m.grad_norm));

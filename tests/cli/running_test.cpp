@@ -227,6 +227,7 @@ TEST(Overflow, of_the_loss_stops_the_run_with_4_and_without_a_checkpoint_after_i
     EXPECT_LT(last, 20);
     EXPECT_EQ(folder.checkpoints(type).size(), static_cast<std::size_t>(last)) << "one for each step before";
     EXPECT_EQ(folder.metrics(type, "end").back().at("exit_code"), 4);
+    EXPECT_EQ(folder.metrics(type, "end").back().at("step"), last - 1) << "the last update that was made";
     // What is kept can be gone on from: what was not finite may be the newest one's loss, but no weight.
     EXPECT_TRUE(folder.eval(std::string("runs/") + type).contains("loss"));
     expect_finite_weights(folder, type);
