@@ -140,8 +140,11 @@ TEST(Resume, from_an_older_checkpoint_and_killed_goes_on_from_there_again) {
   folder.write_config("a", patch);
   const std::string fourth = "runs/a/checkpoints/step-00000004";
   {
-    Process process(folder.path(), {"train", "a.json", "--resume", fourth}, paced());
-    ASSERT_TRUE(process.read_until("step  6/12"));
+    // Long enough that what it prints ahead of the reader is neither a checkpoint nor the end.
+    Process process(
+        folder.path(),
+        {"train", "a.json", "--resume", fourth, "--set", "training.steps=40", "--set", "checkpoint.every=20"}, paced());
+    ASSERT_TRUE(process.read_until("step  6/40"));
     process.send(SIGKILL);
     const Outcome outcome = process.finish();
     ASSERT_EQ(outcome.signal, SIGKILL) << "it ended before it was killed\n" << outcome.out;
