@@ -20,8 +20,9 @@ struct Evaluation {
   double seconds = 0;
 };
 
-// Runs the reader from its start over all its targets. Waits for the stream. Collective. `interrupted` is asked every
-// few micro-batches, by all processes at the same ones, and has to tell all the same; true: nothing is returned.
+// Runs the reader from its start over all its targets. Waits for the stream. Collective. `interrupted` is asked between
+// micro-batches, of several processes every few and by all at the same ones, to whom it has to tell the same; true:
+// nothing is returned.
 std::optional<Evaluation> evaluate(
     Transformer& model, Backend& backend, Stream& stream, Communicator& communicator, BatchUploader& uploader,
     ValidationReader& reader, const std::function<bool()>& interrupted = [] { return false; });
