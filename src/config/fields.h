@@ -127,8 +127,8 @@ void describe(V& v, TrainingConfig& c) {
       "loss_chunk", c.loss_chunk,
       {.help = "rows of logits held at once; 0: equal chunks of up to about 128 MB", .min = 0, .max = largest_count});
   v.field("skip_loss_spikes", c.skip_loss_spikes,
-          {.help = "skip a step whose loss lies more than this many standard deviations above the last 128 losses; 0: "
-                   "never",
+          {.help = "skip a step whose loss lies more than this many standard deviations above the last 128 losses, for "
+                   "which the host waits for every step on a GPU; 0: never",
            .min = 0});
 }
 
