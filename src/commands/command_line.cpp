@@ -80,6 +80,10 @@ void add_train(CLI::App& app, TrainCommand& command, Action& action) {
                        "Go on from the newest checkpoint of the run's own directory, or from the checkpoint or "
                        "run directory DIR. Same config and process count: to the bit as if never stopped.");
   resume->expected(0, 1)->type_name("[DIR]");
+  train.add_flag(
+      "--auto-resume", command.auto_resume,
+      "For jobs that are started again by themselves: go on from the run's own newest checkpoint where it has "
+      "one, and otherwise begin as the other options say, anew where it was stopped before its first one.");
   train
       .add_option_function<std::string>(
           "--init-from",

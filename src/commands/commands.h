@@ -15,8 +15,9 @@ struct TrainCommand {
   std::string config;
   std::vector<std::string> overrides;  // "key.path=value"
   bool resume = false;
-  std::string resume_from;  // empty: the config's own output directory
-  std::string max_time;     // a duration; empty: none
+  std::string resume_from;   // empty: the config's own output directory
+  bool auto_resume = false;  // resume where there is something to resume from
+  std::string max_time;      // a duration; empty: none
 };
 
 struct EvalCommand {

@@ -14,6 +14,7 @@ Exit run_train(const TrainCommand& command) {
   ::signal(SIGUSR1, SIG_IGN);
   TrainOptions options;
   if (command.resume) options.resume = command.resume_from;
+  options.auto_resume = command.auto_resume;
   if (!command.max_time.empty()) {
     options.max_seconds = static_cast<double>(parse_duration(command.max_time, "--max-time"));
   }

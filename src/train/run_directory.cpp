@@ -33,9 +33,12 @@ File lock_run_directory(const fs::path& run) {
   return folder;
 }
 
-std::optional<CheckpointReader> checkpoint_to_resume(const fs::path& run, const std::optional<fs::path>& resume) {
+std::optional<CheckpointReader> checkpoint_to_resume(const fs::path& run, const std::optional<fs::path>& resume,
+                                                     bool automatic) {
   const bool resumable = has_checkpoint(run);
-  const bool taken = resumable || fs::exists(run / "metrics.jsonl");
+  if (automatic && resumable) return CheckpointReader(run);
+  if (automatic && (!resume || resume->empty())) return std::nullopt;
+  const bool taken = !automatic && (resumable || fs::exists(run / "metrics.jsonl"));
   if (!resume) {
     if (taken) {
       throw Error(
@@ -60,6 +63,13 @@ std::optional<CheckpointReader> checkpoint_to_resume(const fs::path& run, const 
                                          run.string(), reader.folder().string()));
   }
   return reader;
+}
+
+void set_logs_aside(const fs::path& run) {
+  for (const char* name : {"metrics.jsonl", "spectra.jsonl"}) {
+    std::error_code missing;
+    fs::rename(run / name, run / (std::string(name) + ".stopped"), missing);
+  }
 }
 
 void point_latest_at(const fs::path& run, const fs::path& checkpoint) {

@@ -14,11 +14,15 @@ namespace polaron {
 // locks.
 File lock_run_directory(const std::filesystem::path& run);
 
-// The checkpoint that a run with output directory `run` goes on from; nothing for a new run. `resume` as in
-// TrainOptions. Refuses what would overwrite another run: Error(Exit::usage) where `run` holds one and `resume` is
-// nothing or a checkpoint of a third; Error(Exit::data) where there is no checkpoint, or none in order.
+// The checkpoint that a run with output directory `run` goes on from; nothing for a new run. `resume` and `automatic`
+// as in TrainOptions. Refuses what would overwrite another run: Error(Exit::usage) where `run` holds one and `resume`
+// is nothing or a checkpoint of a third; Error(Exit::data) where there is no checkpoint, or none in order.
 std::optional<CheckpointReader> checkpoint_to_resume(const std::filesystem::path& run,
-                                                     const std::optional<std::filesystem::path>& resume);
+                                                     const std::optional<std::filesystem::path>& resume,
+                                                     bool automatic = false);
+
+// Sets the logs aside (NAME.stopped) of a run that begins anew.
+void set_logs_aside(const std::filesystem::path& run);
 
 // To call before anything else is written when a run goes on from `checkpoint`: <run>/checkpoints/latest is made to
 // point at it where it lies in the run, so that what is killed before the next checkpoint goes on from there too.

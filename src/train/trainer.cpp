@@ -29,9 +29,9 @@ Console::Options console_options(const Communicator& communicator) {
 }
 
 // As checkpoint_to_resume, and the same on all processes.
-std::optional<CheckpointReader> agreed_checkpoint(const fs::path& run, const std::optional<fs::path>& resume,
+std::optional<CheckpointReader> agreed_checkpoint(const fs::path& run, const TrainOptions& options,
                                                   Communicator& communicator) {
-  std::optional<CheckpointReader> checkpoint = checkpoint_to_resume(run, resume);
+  std::optional<CheckpointReader> checkpoint = checkpoint_to_resume(run, options.resume, options.auto_resume);
   check_same_checkpoint(checkpoint ? &*checkpoint : nullptr, "--resume", communicator);
   return checkpoint;
 }
@@ -57,7 +57,7 @@ Trainer::Trainer(const Config& config, const TrainOptions& options, Communicator
       communicator_(communicator),
       root_(communicator.rank() == 0),
       lock_(root_ ? lock_run_directory(config.output) : File(-1, config.output)),
-      checkpoint_(agreed_checkpoint(config.output, options.resume, communicator)),
+      checkpoint_(agreed_checkpoint(config.output, options, communicator)),
       session_(with_micro_batch_of(checkpoint_, config, communicator), !checkpoint_, communicator),
       run_(session_.config.output),
       steps_(session_),
@@ -127,12 +127,13 @@ void Trainer::open_run() {
   if (checkpoint_) {
     left_behind_ = later_checkpoints(run_, done_);
     point_latest_at(run_, checkpoint_->folder());
+  } else if (options_.auto_resume) {
+    set_logs_aside(run_);
   }
-  metrics_ = std::make_unique<MetricsLog>(run_ / "metrics.jsonl",
-                                          options_.resume ? std::optional<std::int64_t>(done_) : std::nullopt);
+  const std::optional<std::int64_t> from = checkpoint_ ? std::optional(done_) : std::nullopt;
+  metrics_ = std::make_unique<MetricsLog>(run_ / "metrics.jsonl", from);
   if (session_.config.diagnostics.spectra.every > 0) {
-    spectra_log_ = std::make_unique<MetricsLog>(run_ / "spectra.jsonl",
-                                                options_.resume ? std::optional<std::int64_t>(done_) : std::nullopt);
+    spectra_log_ = std::make_unique<MetricsLog>(run_ / "spectra.jsonl", from);
   }
   write_file_atomically(run_ / "config.json", to_json(session_.config));
 }

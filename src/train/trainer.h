@@ -12,7 +12,10 @@ namespace polaron {
 
 struct TrainOptions {
   std::optional<std::filesystem::path> resume;  // a checkpoint or a run directory; nothing: a new run
-  double max_seconds = 0;                       // stop as a signal would after this much time; 0: never
+  // For jobs that are started again by themselves: the run's own newest checkpoint comes before `resume`; a run that
+  // was stopped before its first one begins anew.
+  bool auto_resume = false;
+  double max_seconds = 0;  // stop as a signal would after this much time; 0: never
 };
 
 // Collective where the communicator has several processes; then an Error of the training loop ends them all

@@ -165,6 +165,35 @@ TEST(Resume, from_an_older_checkpoint_and_killed_goes_on_from_there_again) {
   EXPECT_EQ(folder.checkpoints("a"), (std::vector<std::string>{"latest", "step-00000008", "step-00000012"}));
 }
 
+TEST(Resume, automatic_goes_on_where_there_is_a_checkpoint_and_begins_where_there_is_none) {
+  const Workspace folder;
+  folder.write_data();
+  const json patch = {{"training", {{"steps", 6}}}, {"checkpoint", {{"every", 4}}}};
+  folder.train("straight", patch);
+  folder.write_config("a", patch);
+  folder.write("runs/a/metrics.jsonl", "of a run that was stopped before its first checkpoint\n");
+  expect_refused(folder.run({"train", "a.json"}), Exit::usage, {"no checkpoint", "remove it"});
+  expect_ended(folder.run({"train", "a.json", "--auto-resume"}), 0);
+  EXPECT_EQ(folder.read("runs/a/metrics.jsonl.stopped"), "of a run that was stopped before its first checkpoint\n");
+  expect_same_bits(folder, "straight", "a");
+  expect_each_step_once(folder, "a", 6);
+
+  // Its own checkpoint comes before the one that it once began from.
+  fs::remove_all(folder / "runs/a/checkpoints/step-00000006");
+  fs::remove(folder / "runs/a/checkpoints/latest");
+  const Outcome outcome = folder.run({"train", "a.json", "--auto-resume", "--resume", "runs/straight"});
+  expect_ended(outcome, 0);
+  EXPECT_TRUE(contains(outcome.out, "resumed at step 4")) << outcome.out;
+  expect_same_bits(folder, "straight", "a");
+  expect_each_step_once(folder, "a", 6);
+
+  // Without one it begins as it would have the first time.
+  folder.write_config("b", {{"training", {{"steps", 8}}}, {"checkpoint", {{"every", 4}}}});
+  const Outcome other = folder.run({"train", "b.json", "--auto-resume", "--resume", "runs/straight"});
+  expect_ended(other, 0);
+  EXPECT_TRUE(contains(other.out, "resumed at step 6")) << other.out;
+}
+
 TEST(Resume, with_other_settings_says_which) {
   const Workspace folder;
   folder.write_data();

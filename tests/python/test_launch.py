@@ -128,39 +128,7 @@ class Launching(unittest.TestCase):
         self.assertEqual(self.run_script("slurm/train.sbatch", ["c"], variables).returncode, 6)
         self.assertEqual(told.read_text(), "requeue 17\n")
         words = self.words(self.run_script("slurm/train.sbatch", ["c"], {"DRY_RUN": "1", "SLURM_RESTART_COUNT": "1"}))
-        self.assertEqual(words[-1], "--resume")
-
-    def restarted(self, *arguments):
-        """The words given to srun by a job that is in the queue for the second time; its run directory is "run"."""
-        words = self.folder / "words"
-        self.program("srun", f'for word; do echo "$word"; done > {words}')
-        config = '{\n  "name": "x",\n  "output": "%s/",\n  "seed": 1\n}' % (self.folder / "run")
-        told = self.folder / "config_words"
-        polaron = self.program("polaron", f'if [ "$1" = config ]; then echo "$@" > {told}; echo \'{config}\'; fi')
-        variables = {"POLARON": polaron, "SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "2"}
-        outcome = self.run_script("slurm/train.sbatch", arguments, variables)
-        self.assertEqual(outcome.returncode, 0, outcome.stderr)
-        self.config_words = told.read_text().split()
-        said = words.read_text().split("\n")[:-1]
-        return said[said.index("train") + 1:]
-
-    def test_a_slurm_job_stopped_before_its_first_checkpoint_begins_anew(self):
-        arguments = ["--device", "cuda", "c", "--set", "seed=2", "--set=name=x", "--threads", "4"]
-        self.assertEqual(self.restarted(*arguments), arguments)  # stopped before there was a directory
-        self.assertEqual(self.config_words, ["config", "c", "--set", "seed=2", "--set=name=x"])
-        (self.folder / "run" / "checkpoints").mkdir(parents=True)
-        (self.folder / "run" / "metrics.jsonl").write_text("x")
-        self.assertEqual(self.restarted(*arguments), arguments)
-        self.assertFalse((self.folder / "run").exists())
-        self.assertEqual((self.folder / "run.stopped-17-2" / "metrics.jsonl").read_text(), "x")
-
-    def test_a_slurm_job_with_a_checkpoint_resumes_from_its_own(self):
-        (self.folder / "run" / "checkpoints" / "step-00000010").mkdir(parents=True)
-        self.assertEqual(self.restarted("c", "--set", "seed=2"), ["c", "--set", "seed=2", "--resume"])
-        self.assertEqual(self.restarted("c", "--resume"), ["c", "--resume"])
-        self.assertEqual(self.restarted("--set", "seed=2", "--resume", "c"), ["--set", "seed=2", "c", "--resume"])
-        self.assertEqual(self.restarted("c", "--resume", "old", "--threads", "4"), ["c", "--threads", "4", "--resume"])
-        self.assertTrue((self.folder / "run" / "checkpoints" / "step-00000010").is_dir())
+        self.assertEqual(words[-2:], ["c", "--auto-resume"])
 
     @unittest.skipUnless(importlib.util.find_spec("matplotlib"), "matplotlib is missing")
     def test_optimizers_are_compared_with_paths_of_the_callers_folder(self):
