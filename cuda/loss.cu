@@ -206,7 +206,7 @@ class CudaLoss final : public LossOps {
     } else {
       constexpr auto kernel = &cross_entropy_rows<T, pack, capped, true, true>;
       grid.shared = row_bytes;
-      if (row_bytes > (48 << 10U)) allow_shared<kernel>(row_bytes);
+      if (row_bytes + sizeof(RowShared) > (48 << 10U)) allow_shared<kernel>(row_bytes);  // static memory counts too
       launch<kernel>(grid, p);
     }
   }

@@ -173,6 +173,18 @@ TEST(CudaLoss, has_the_same_bits_where_a_row_does_not_fit_into_shared_memory) {
   EXPECT_EQ(result(std::size_t{227} << 10U), result(std::size_t{99} << 10U));
 }
 
+// A row and the static shared memory are more than a block has unasked.
+TEST(CudaLoss, asks_for_shared_memory_where_a_row_nearly_fills_what_is_there) {
+  const Machine machine{cuda::emulation::Options{}};
+  const std::int64_t vocabulary = (48 << 10) / 2;
+  const Array logits(machine, Matrix(1, vocabulary), DType::bf16), loss(machine, Matrix(1, 2));
+  const Array targets(machine, std::vector<std::int32_t>{0});
+  machine.ops().loss().cross_entropy(machine.stream(), logits, vocabulary, targets, kNone, 1.0F, true,
+                                     static_cast<double*>(loss.tensor().data));
+  machine.stream().synchronize();
+  EXPECT_NEAR(logits.values()[1], 1.0 / static_cast<double>(vocabulary), 1e-6);
+}
+
 TEST(CudaLoss, impossible_vocabularies_are_refused_and_targets_give_nan) {
   const Machine machine{cuda::emulation::Options{}};
   const Array logits(machine, Matrix(1, 8)), targets(machine, std::vector<std::int32_t>{6});

@@ -99,6 +99,12 @@ void* BlockRunner::static_shared(const void* key, std::size_t bytes) {
                                   [&](const StaticShared& entry) { return entry.key == key; });
   void* memory = known == static_shared_.end() ? nullptr : known->memory.get();
   if (memory == nullptr) {
+    std::size_t all = kernel.load()->size.shared + bytes;
+    for (const StaticShared& entry : static_shared_) all += entry.bytes;
+    if (all > kernel.load()->most_shared) {
+      fail_in_fiber("needs " + std::to_string(all) + " bytes of shared memory, static and dynamic; " +
+                    std::to_string(kernel.load()->most_shared) + " are allowed");
+    }
     const bool tsan = &__tsan_switch_to_fiber != nullptr;
     if (tsan) __tsan_switch_to_fiber(tsan_scheduler_, kSwitchWithoutOrder);
     static_shared_.push_back({key, poisoned(bytes), bytes});

@@ -20,6 +20,7 @@ namespace polaron::cuda::emulation {
 struct KernelRun {
   std::string name;
   LaunchSize size;
+  std::size_t most_shared;  // bytes of a block, static and dynamic together
   std::function<void()> body;
   Options options;
 };

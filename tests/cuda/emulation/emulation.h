@@ -73,5 +73,7 @@ void enqueue(cudaStream_t stream, std::function<void()> work);
 
 // The limit of dynamic shared memory of a kernel: 48 KB unless cudaFuncSetAttribute has raised it.
 std::size_t dynamic_shared_limit(const void* kernel);
+// Most of static and dynamic shared memory together: what the device has, for kernels with a limit of their own.
+std::size_t whole_shared_limit(const void* kernel);
 
 }  // namespace polaron::cuda::emulation

@@ -213,7 +213,9 @@ void launch(std::string name, const void* kernel, const LaunchSize& size, cudaSt
     const std::lock_guard lock(names_mutex);
     names().insert(name);
   }
-  enqueue(stream, [run = KernelRun{std::move(name), size, std::move(body), options()}] { run_blocks(run); });
+  enqueue(stream, [run = KernelRun{std::move(name), size, whole_shared_limit(kernel), std::move(body), options()}] {
+    run_blocks(run);
+  });
 }
 
 }  // namespace polaron::cuda::emulation

@@ -113,6 +113,10 @@ std::size_t dynamic_shared_limit(const void* kernel) {
   return found == runtime().shared_limits.end() ? kUsualShared : found->second;
 }
 
+std::size_t whole_shared_limit(const void* kernel) {
+  return runtime().shared_limits.contains(kernel) ? fake_device().shared : kUsualShared;
+}
+
 void enqueue(cudaStream_t stream, std::function<void()> work) {
   CUstream_st& s = stream_of(stream);
   s.work.push_back(std::move(work));
