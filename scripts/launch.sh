@@ -61,9 +61,9 @@ esac
 
 polaron=${POLARON:-}
 if [ -z "$polaron" ]; then
-  # The one built last. Instrumented builds, which are slow, do not count.
+  # The one built last. Builds that are slow on purpose do not count.
   for candidate in "$root"/build/*/polaron "$root"/build/polaron; do
-    case $candidate in */sanitize/polaron | */thread/polaron) continue ;; esac
+    case $candidate in */portable/polaron | */sanitize/polaron | */thread/polaron) continue ;; esac
     if [ -f "$candidate" ] && [ -x "$candidate" ] && { [ -z "$polaron" ] || [ "$candidate" -nt "$polaron" ]; }; then
       polaron=$candidate
     fi

@@ -15,7 +15,7 @@ from .tables import REPOSITORY
 
 LAST_LINES = 15
 BUILD = "cmake --preset release && cmake --build --preset release"
-INSTRUMENTED = ("sanitize", "thread")  # presets
+SLOW = ("portable", "sanitize", "thread")  # presets
 
 
 def last_lines(text: str) -> str:
@@ -55,9 +55,9 @@ def end_with_parent() -> None:
 
 
 def newest_build(repository: Path):
-    """The program built last, as scripts/launch.sh finds it, or None; instrumented builds, which are slow, left out."""
+    """The program built last, as scripts/launch.sh finds it, or None; builds that are slow on purpose left out."""
     built = [path for path in (*repository.glob("build/*/polaron"), repository / "build" / "polaron")
-             if path.parent.name not in INSTRUMENTED and path.is_file() and os.access(path, os.X_OK)]
+             if path.parent.name not in SLOW and path.is_file() and os.access(path, os.X_OK)]
     return max(built, key=lambda path: path.stat().st_mtime, default=None)
 
 

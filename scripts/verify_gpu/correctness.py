@@ -67,14 +67,14 @@ def run_tests(session: Session, chosen, chosen_filter: str, limit: float, tool: 
     return counts, finished
 
 
-MOST_ALONE = 40
+MOST_ALONE, ALONE_SECONDS = 40, 120.0
 
 
 def alone(session: Session, chosen, names: list) -> str:
     """Which of the failed tests fail in a process of their own: a kernel that faults takes those after it along."""
-    failing, out_of_time = [], 0
+    failing, out_of_time, end = [], 0, session.left() - ALONE_SECONDS
     for name in names[:MOST_ALONE]:
-        if session.left() < 20:
+        if session.left() < max(20.0, end):
             out_of_time += 1
             continue
         try:
