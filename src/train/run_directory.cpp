@@ -67,8 +67,10 @@ std::optional<CheckpointReader> checkpoint_to_resume(const fs::path& run, const 
 
 void set_logs_aside(const fs::path& run) {
   for (const char* name : {"metrics.jsonl", "spectra.jsonl"}) {
+    fs::path aside = run / (std::string(name) + ".stopped");
+    for (int i = 2; fs::exists(aside); ++i) aside = run / fmt::format("{}.stopped-{}", name, i);
     std::error_code missing;
-    fs::rename(run / name, run / (std::string(name) + ".stopped"), missing);
+    fs::rename(run / name, aside, missing);
   }
 }
 

@@ -21,11 +21,12 @@ std::optional<CheckpointReader> checkpoint_to_resume(const std::filesystem::path
                                                      const std::optional<std::filesystem::path>& resume,
                                                      bool automatic = false);
 
-// Sets the logs aside (NAME.stopped) of a run that begins anew.
+// Sets the logs aside (NAME.stopped, or NAME.stopped-2 and so on where there is one) of a run that begins anew.
 void set_logs_aside(const std::filesystem::path& run);
 
-// To call before anything else is written when a run goes on from `checkpoint`: <run>/checkpoints/latest is made to
-// point at it where it lies in the run, so that what is killed before the next checkpoint goes on from there too.
+// To call before anything else of the run is written when it goes on from `checkpoint`: <run>/checkpoints/latest is
+// made to point at it where it lies in the run, so that what is killed before the next checkpoint goes on from there
+// too.
 void point_latest_at(const std::filesystem::path& run, const std::filesystem::path& checkpoint);
 
 }  // namespace polaron

@@ -32,7 +32,8 @@ Console::Options console_options(const Communicator& communicator) {
 std::optional<CheckpointReader> agreed_checkpoint(const fs::path& run, const TrainOptions& options,
                                                   Communicator& communicator) {
   std::optional<CheckpointReader> checkpoint = checkpoint_to_resume(run, options.resume, options.auto_resume);
-  check_same_checkpoint(checkpoint ? &*checkpoint : nullptr, "--resume", communicator);
+  check_same_checkpoint(checkpoint ? &*checkpoint : nullptr, options.resume ? "--resume" : "--auto-resume",
+                        communicator);
   return checkpoint;
 }
 
@@ -65,6 +66,7 @@ Trainer::Trainer(const Config& config, const TrainOptions& options, Communicator
               checkpoint_ ? checkpoint_->state().loss_history : std::vector<double>{}),
       console_(console_options(communicator)) {
   if (checkpoint_) resume();
+  if (checkpoint_ && root_) point_latest_at(run_, checkpoint_->folder());  // killed from here on it goes on from there
   settle_choices(session_, steps_, checkpoint_ ? checkpoint_->state().tuned : std::vector<std::byte>{});
   if (steps_.keeps_previous() && done_ > 0) steps_.remember(*session_.open_loader(done_ - 1));
   loader_ = session_.open_loader(done_);
@@ -126,7 +128,6 @@ void Trainer::open_run() {
   if (lock_.descriptor() < 0) lock_ = lock_run_directory(run_);
   if (checkpoint_) {
     left_behind_ = later_checkpoints(run_, done_);
-    point_latest_at(run_, checkpoint_->folder());
   } else if (options_.auto_resume) {
     set_logs_aside(run_);
   }
@@ -138,8 +139,18 @@ void Trainer::open_run() {
   write_file_atomically(run_ / "config.json", to_json(session_.config));
 }
 
-// A validation of this step that the log has is not done again, unless it was over other tokens.
+// A validation of this step that the log has is not done again, unless it was of other data or made another way.
 void Trainer::recall_validation() {
+  try {
+    const Config before = parse_config(checkpoint_->state().config, checkpoint_->folder().string());
+    const Config& now = session_.config;
+    if (before.data.validation != now.data.validation || before.precision != now.precision ||
+        before.training.sequence_length != now.training.sequence_length) {
+      return;
+    }
+  } catch (const Error&) {
+    return;  // tell_changes() has said that this config cannot be read
+  }
   Evaluation known;
   if (root_) {
     const std::optional<ValidationRecord> record = find_validation(run_ / "metrics.jsonl", done_);

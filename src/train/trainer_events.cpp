@@ -52,7 +52,7 @@ void Trainer::describe() {
   if (!left_behind_.empty()) {
     console_.line(fmt::format(
         "the checkpoints of later steps, up to {}, are kept until {}", left_behind_.back().filename().string(),
-        config.checkpoint.keep > 0 ? "the next one is written; then checkpoint.keep removes them first"
+        config.checkpoint.keep > 0 ? "the next one is written; of those beyond checkpoint.keep they go first"
                                    : "new ones of their steps replace them"));
   }
 

@@ -317,6 +317,17 @@ TEST(Signals, cut_the_last_validation_short_and_the_resumed_run_makes_it) {
   }
 }
 
+TEST(Resume, of_a_finished_run_with_other_validation_data_validates_again) {
+  const Workspace folder;
+  folder.write_data();
+  folder.train("a", {{"training", {{"steps", 4}}}, {"validation", {{"tokens", 700}}}});
+  const double before = folder.metrics("a", "end").back().at("val_loss");
+  folder.write("data/other_0.bin", shard(tiny_language(2000, 77)));
+  expect_ended(folder.run({"train", "a.json", "--set", "data.validation=data/other_*.bin", "--resume"}), 0);
+  EXPECT_EQ(folder.metrics("a", "validation").size(), 3U);  // at steps 0 and 4, and of the other data
+  EXPECT_NE(folder.metrics("a", "end").back().at("val_loss").get<double>(), before);
+}
+
 TEST(Signals, usr1_before_training_begins_is_harmless) {
   const Workspace folder;
   folder.write_data();
