@@ -12,7 +12,6 @@
 #include <string>
 #include <vector>
 
-
 namespace polaron::testing_data {
 
 class TemporaryFolder {
