@@ -105,17 +105,26 @@ void Trainer::resume() {
   tell_changes();
 }
 
+// That of the checkpoint; nothing where this version does not read it.
+std::optional<Config> Trainer::former_config() const {
+  try {
+    return parse_config(checkpoint_->state().config, checkpoint_->folder().string());
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+}
+
 // In words, which of the settings that the run had are others now.
 void Trainer::tell_changes() const {
-  std::string before;
-  try {
-    before = to_json(parse_config(checkpoint_->state().config, checkpoint_->folder().string()));
-  } catch (const Error&) {
+  const std::optional<Config> before = former_config();
+  if (!before) {
     log::warn(
         "--resume: this version of polaron does not read the checkpoint's config: whether it differs is not known");
     return;
   }
-  for (const std::string& change : config_changes(before, to_json(session_.config))) log::warn("--resume: " + change);
+  for (const std::string& change : config_changes(to_json(*before), to_json(session_.config))) {
+    log::warn("--resume: " + change);
+  }
 }
 
 void Trainer::open_run() {
@@ -141,15 +150,11 @@ void Trainer::open_run() {
 
 // A validation of this step that the log has is not done again, unless it was of other data or made another way.
 void Trainer::recall_validation() {
-  try {
-    const Config before = parse_config(checkpoint_->state().config, checkpoint_->folder().string());
-    const Config& now = session_.config;
-    if (before.data.validation != now.data.validation || before.precision != now.precision ||
-        before.training.sequence_length != now.training.sequence_length) {
-      return;
-    }
-  } catch (const Error&) {
-    return;  // tell_changes() has said that this config cannot be read
+  const std::optional<Config> before = former_config();
+  const Config& now = session_.config;
+  if (!before || before->data.validation != now.data.validation || before->precision != now.precision ||
+      before->training.sequence_length != now.training.sequence_length) {
+    return;
   }
   Evaluation known;
   if (root_) {

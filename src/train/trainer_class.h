@@ -40,6 +40,7 @@ class Trainer {
   void tell_changes() const;
   void open_run();
   void recall_validation();
+  std::optional<Config> former_config() const;
   void describe();
   bool stopping() const;
   bool agree_to_stop();
