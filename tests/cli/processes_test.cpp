@@ -318,18 +318,23 @@ TEST(Processes, of_which_one_has_another_config_or_a_bad_shard_all_end) {
   EXPECT_EQ(count_of(outcome.err, "error: "), 1U) << outcome.err;
 }
 
+// SIGTERM to the second of two processes ends both as interrupted.
+void expect_to_stop_by_the_second(Process& process) {
+  const std::vector<pid_t> ranks = children_of(process.id());
+  EXPECT_EQ(ranks.size(), 2U);
+  if (ranks.size() == 2) ::kill(ranks[1], SIGTERM);
+  const Outcome outcome = process.finish();
+  EXPECT_FALSE(outcome.hung);
+  EXPECT_EQ(outcome.code, static_cast<int>(Exit::interrupted)) << outcome.err;
+}
+
 TEST(Processes, leave_a_validation_together_at_a_signal_to_one_of_them) {
   const Workspace folder;
   folder.write_data();
   folder.write("data/validation_0.bin", shard(std::vector<int>(4'000'000, 'a')));  // takes seconds
   Process process(folder.path(), {"train", folder.write_config("a")}, with_processes(2));
   ASSERT_TRUE(process.read_until("peak rate"));
-  const std::vector<pid_t> ranks = children_of(process.id());
-  ASSERT_EQ(ranks.size(), 2U);
-  ::kill(ranks[1], SIGTERM);
-  const Outcome outcome = process.finish();
-  EXPECT_FALSE(outcome.hung);
-  EXPECT_EQ(outcome.code, static_cast<int>(Exit::interrupted)) << outcome.err;
+  expect_to_stop_by_the_second(process);
   EXPECT_TRUE(folder.metrics("a", "validation").empty());
   EXPECT_EQ(folder.metrics("a", "end").back().at("step"), 0);
 }
@@ -381,12 +386,7 @@ TEST(Processes, stop_together_at_a_signal_to_one_of_them_and_can_be_resumed) {
   ProcessOptions options = with_processes(2);
   Process process(folder.path(), {"train", config}, options);
   ASSERT_TRUE(process.read_until("step     11/"));
-  const std::vector<pid_t> ranks = children_of(process.id());
-  ASSERT_EQ(ranks.size(), 2U);
-  ::kill(ranks[1], SIGTERM);
-  const Outcome outcome = process.finish();
-  EXPECT_FALSE(outcome.hung);
-  EXPECT_EQ(outcome.code, static_cast<int>(Exit::interrupted)) << outcome.err;
+  expect_to_stop_by_the_second(process);
   EXPECT_TRUE(fs::exists(folder / "runs/a/checkpoints/latest/model.safetensors"));
 }
 
