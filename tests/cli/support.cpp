@@ -303,6 +303,35 @@ std::map<std::string, std::string> contents(const fs::path& folder) {
   return result;
 }
 
+ProcessOptions paced() {
+  ProcessOptions options;
+  options.paced = true;
+  return options;
+}
+
+void expect_same_bits(const Workspace& folder, const std::string& a, const std::string& b) {
+  const auto file = [&](const std::string& run, const char* name) {
+    return folder.read("runs/" + run + "/checkpoints/latest/" + name);
+  };
+  EXPECT_TRUE(file(a, "model.safetensors") == file(b, "model.safetensors"));
+  EXPECT_TRUE(file(a, "optimizer.safetensors") == file(b, "optimizer.safetensors"));
+  const auto state = [&](const std::string& run) {
+    json j = json::parse(file(run, "trainer.json"));
+    j.at("config").erase("name");
+    j.at("config").erase("output");
+    return j;
+  };
+  EXPECT_EQ(state(a), state(b));
+}
+
+void expect_each_step_once(const Workspace& folder, const std::string& run, std::int64_t steps) {
+  std::vector<std::int64_t> found;
+  for (const json& record : folder.metrics(run)) found.push_back(record.at("step").get<std::int64_t>());
+  std::vector<std::int64_t> expected;
+  for (std::int64_t step = 1; step <= steps; ++step) expected.push_back(step);
+  EXPECT_EQ(found, expected);
+}
+
 void expect_ended(const Outcome& outcome, int code) {
   EXPECT_FALSE(outcome.hung) << "it did not end\n" << outcome.err;
   EXPECT_EQ(outcome.signal, 0) << "it was killed\n" << outcome.err;

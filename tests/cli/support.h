@@ -106,6 +106,14 @@ std::string shard(const std::vector<int>& tokens, std::int32_t magic = 20240520,
 // Some of the made-up language: words of eight kinds, documents opened by token 256.
 std::vector<int> tiny_language(std::int64_t tokens, unsigned seed);
 
+// With `paced` set.
+ProcessOptions paced();
+
+// The newest checkpoints of two runs hold the same weights, the same optimizer state and the same position.
+void expect_same_bits(const Workspace& folder, const std::string& a, const std::string& b);
+// metrics.jsonl has the steps 1, 2, ..., `steps`, each once and in order.
+void expect_each_step_once(const Workspace& folder, const std::string& run, std::int64_t steps);
+
 // Every file, folder and link below a folder with its bytes: equal before and after means nothing was touched.
 std::map<std::string, std::string> contents(const std::filesystem::path& folder);
 
