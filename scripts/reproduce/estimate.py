@@ -70,15 +70,17 @@ class Estimate:
 
     @staticmethod
     def speeds(grid, results: dict) -> dict:
-        """Method key -> seconds a step, validation included, of the methods that have run long enough."""
+        """Method key -> seconds a step, validation included, of the methods that have run long enough.
+
+        Medians, over a run's steps and over a method's runs: a machine that was busy or asleep for a while says
+        nothing of what is to come."""
         found = {}
         for run in grid.known(results):
             result = results.get(run.name)
-            if result and result.step >= min(ENOUGH_STEPS, run.steps) and result.seconds > 0:
-                total = found.setdefault(run.method.key, [0.0, 0])
-                total[0] += result.seconds + (result.validation_seconds if run.full else 0.0)
-                total[1] += result.step
-        return {key: seconds / steps for key, (seconds, steps) in found.items()}
+            if result and result.step >= min(ENOUGH_STEPS, run.steps) and result.step_seconds > 0:
+                validation = result.validation_seconds / result.step if run.full else 0.0
+                found.setdefault(run.method.key, []).append(result.step_seconds + validation)
+        return {key: statistics.median(seconds) for key, seconds in found.items()}
 
     def probe_speed(self) -> float:
         config = next(iter(self.grid.configs.values()))
@@ -92,7 +94,7 @@ class Estimate:
         speeds = self.speeds(self.grid, results)
         if not speeds and self.probed is None:
             return None
-        usual = statistics.mean(speeds.values()) if speeds else self.probe_speed()
+        usual = statistics.median(speeds.values()) if speeds else self.probe_speed()
         progress = {name: result.step for name, result in results.items()} | dict(active)
         total = 0.0
         for method in self.grid.methods:

@@ -18,6 +18,7 @@ class Result:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0  # of steps
+    step_seconds: float = 0.0  # median over the steps
     validation_seconds: float = 0.0
     tokens_per_s: float = 0.0  # median over the steps
     memory: int = 0  # bytes, the largest of all steps
@@ -96,9 +97,8 @@ def read_result(folder: Path, steps: int, vocabulary: int = 0) -> Result:
     if done:
         result.step, result.tokens = done[-1]["step"], done[-1].get("tokens", 0)
         result.loss = done[-1]["loss"] if finite(done[-1].get("loss")) else float("nan")
-    rates = [line["tokens_per_s"] for line in done if finite(line.get("tokens_per_s"))]
-    if rates:
-        result.tokens_per_s = statistics.median(rates[SLOW_FIRST_STEPS:] or rates)
+    result.tokens_per_s = usual([line["tokens_per_s"] for line in done if finite(line.get("tokens_per_s"))])
+    result.step_seconds = usual([line["ms"] / 1e3 for line in done if finite(line.get("ms"))])
     for step in sorted(validations):
         line = validations[step]
         result.validation_seconds += line["ms"] / 1e3 if finite(line.get("ms")) else 0.0
@@ -107,6 +107,11 @@ def read_result(folder: Path, steps: int, vocabulary: int = 0) -> Result:
         result.validations.append((line.get("tokens", 0), elapsed.get(step, result.seconds), perplexity))
     judge(result, end, validations.get(steps), steps, vocabulary)
     return result
+
+
+def usual(values: list) -> float:
+    """The median of the steps' `values`, in order, without the first ones; 0 where there are none."""
+    return statistics.median(values[SLOW_FIRST_STEPS:] or values) if values else 0.0
 
 
 def judge(result: Result, end, last, steps: int, vocabulary: int) -> None:

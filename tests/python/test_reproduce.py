@@ -265,6 +265,15 @@ class Refused(ReproduceCase):
         self.assertIn("about 4 min", errors)
         self.assertIn("24 s more", errors)
 
+    def test_a_pause_of_the_machine_is_not_in_the_estimate(self):
+        self.assertEqual(self.reproduce("--optimizers", "muon", "--seeds", "1", FAKE_MS="2000")[0], 0)
+        for path in self.out.glob("runs/*/metrics.jsonl"):
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            next(line for line in lines if line.get("step") == 30 and line["kind"] == "step")["ms"] = 3.6e6
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        errors = self.reproduce("--optimizers", "muon,adamw", "--seeds", "1", "--budget", "4m", "--resume")[2]
+        self.assertIn("about 4 min", errors)
+
     def test_a_dry_run_starts_nothing(self):
         status, output, errors = self.reproduce(*SMALL, "--dry-run")
         self.assertEqual(status, 0, errors)
