@@ -74,6 +74,7 @@ class CudaEvent final : public Event {
     return true;
   }
   void synchronize() override { check(cudaEventSynchronize(handle_), "cudaEventSynchronize"); }
+  cudaEvent_t handle() const { return handle_; }
 
  private:
   cudaEvent_t handle_ = nullptr;
@@ -99,9 +100,10 @@ class Staging {
   }
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
+  // After a kernel has failed every call reports that again: it has been told, and this must not throw.
   ~Staging() {
     for (Piece& piece : pieces_) {
-      if (piece.used) piece.free.synchronize();
+      if (piece.used) cudaEventSynchronize(piece.free.handle());
     }
     cudaFreeHost(memory_);
   }

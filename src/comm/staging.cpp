@@ -35,7 +35,11 @@ class Staging final : public Collectives {
   ~Staging() override {
     // Where a process fails in the middle of a transfer MPI may still write: its memory stays until the process ends.
     if (freed_ != taken_) return;
-    up_->synchronize();
+    try {
+      up_->synchronize();
+    } catch (const Error&) {
+      return;  // a device that has failed has been reported: this must not throw
+    }
     device_.release_host(memory_);
     if (std::uncaught_exceptions() == 0) MPI_Comm_free(&group_);
   }

@@ -117,6 +117,19 @@ TEST_F(CudaDevice, errors_name_the_call_and_are_not_reported_twice) {
   }
 }
 
+TEST_F(CudaDevice, a_fault_is_told_by_the_call_that_meets_it_and_clearing_up_afterwards_does_not_throw) {
+  const std::string message = error_of(Exit::device, [&] {
+    std::optional<emulation::BrokenDevice> broken;  // until everything is cleared up
+    const std::unique_ptr<Device> device = make_device(0);
+    const std::unique_ptr<Stream> stream = device->make_stream();
+    const DeviceBuffer buffer(*device, 4);
+    device->upload(*stream, buffer.data(), "abc", 4);  // through pinned memory that is waited for in the end
+    broken.emplace(cudaErrorIllegalAddress);
+    stream->synchronize();
+  });
+  expect_parts(message, {"cudaStreamSynchronize", "cudaErrorIllegalAddress"});
+}
+
 TEST_F(CudaDevice, info_describes_the_device_and_guesses_nothing) {
   const DeviceInfo info = device_->info();
   EXPECT_EQ(info.kind, "cuda");

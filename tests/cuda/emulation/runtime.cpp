@@ -41,6 +41,7 @@ constexpr std::size_t kUsualShared = 48 << 10U;
 struct Runtime {
   FakeDevice device;
   std::map<std::string, cudaError_t> failures;
+  cudaError_t broken = cudaSuccess;  // what every call fails with
   std::map<void*, std::size_t> device_memory, pinned_memory;
   std::map<const void*, std::size_t> shared_limits;
   std::vector<std::unique_ptr<CUstream_st>> streams;
@@ -69,6 +70,7 @@ cudaError_t result(cudaError_t error) {
 // What a call has been told to return; success otherwise.
 cudaError_t begin(const char* function) {
   Runtime& r = runtime();
+  if (r.broken != cudaSuccess) return result(r.broken);
   const auto found = r.failures.find(function);
   if (found == r.failures.end()) return cudaSuccess;
   const cudaError_t error = found->second;
@@ -104,6 +106,8 @@ cudaError_t release(void* data, std::map<void*, std::size_t>& memory) {
 
 FakeDevice& fake_device() { return runtime().device; }
 void fail_next(const std::string& function, cudaError_t error) { runtime().failures[function] = error; }
+BrokenDevice::BrokenDevice(cudaError_t error) { runtime().broken = error; }
+BrokenDevice::~BrokenDevice() { runtime().broken = runtime().last = cudaSuccess; }
 void advance_clock(float milliseconds) { runtime().clock += static_cast<double>(milliseconds); }
 std::size_t device_bytes() { return total(runtime().device_memory); }
 std::size_t pinned_bytes() { return total(runtime().pinned_memory); }
@@ -290,6 +294,8 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorInsufficientDriver";
     case cudaErrorInvalidValue:
       return "cudaErrorInvalidValue";
+    case cudaErrorIllegalAddress:
+      return "cudaErrorIllegalAddress";
     default:
       return "an error of the emulated runtime";
   }

@@ -23,6 +23,15 @@ FakeDevice& fake_device();
 // The next call of this function ("cudaMalloc", say) does nothing but return the error.
 void fail_next(const std::string& function, cudaError_t error);
 
+// While one exists, every call fails with the error, as after a kernel that has faulted.
+class BrokenDevice {
+ public:
+  explicit BrokenDevice(cudaError_t error);
+  BrokenDevice(const BrokenDevice&) = delete;
+  BrokenDevice& operator=(const BrokenDevice&) = delete;
+  ~BrokenDevice();
+};
+
 // Lets time pass on the device, as events that keep time see it.
 void advance_clock(float milliseconds);
 
