@@ -27,6 +27,19 @@ const std::vector<Place>& places() {
   return all;
 }
 
+std::unique_ptr<Backend> open_device(std::string& why_not) {
+  static bool was_there = false;
+  try {
+    std::unique_ptr<Backend> backend = open_cuda_library(POLARON_CUDA_LIBRARY).make_backend(0);
+    was_there = true;
+    return backend;
+  } catch (const Error& error) {
+    if (was_there) throw;
+    why_not = error.what();
+    return nullptr;
+  }
+}
+
 Machine::Machine(const Place& place, std::string& why_not) {
   switch (place.kind) {
     case Place::cpu:
@@ -39,12 +52,8 @@ Machine::Machine(const Place& place, std::string& why_not) {
       backend_ = cuda::make_backend(0);
       break;
     case Place::device:
-      try {
-        backend_ = open_cuda_library(POLARON_CUDA_LIBRARY).make_backend(0);
-      } catch (const Error& error) {
-        why_not = error.what();
-        return;
-      }
+      backend_ = open_device(why_not);
+      if (backend_ == nullptr) return;
       break;
   }
   stream_ = backend_->device().make_stream();
@@ -89,6 +98,14 @@ Array::Array(const Machine& machine, const std::vector<std::int32_t>& values) : 
 
 Array::~Array() {
   if (tensor_.dtype == DType::i32) return;
+  try {
+    expect_guards();
+  } catch (const Error& error) {
+    ADD_FAILURE() << "an array cannot be read any more: " << error.what();
+  }
+}
+
+void Array::expect_guards() const {
   const std::vector<std::byte> bytes = bits();
   const std::size_t size = size_of(tensor_.dtype);
   for (std::size_t i = 0; i < bytes.size(); ++i) {

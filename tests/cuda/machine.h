@@ -27,6 +27,10 @@ struct Place {
 const std::vector<Place>& places();
 inline std::string name_of_place(const testing::TestParamInfo<Place>& info) { return info.param.name; }
 
+// The first CUDA device, or null and the reason where there is none. Throws where there was one before: what has broken
+// it must not pass for a machine without.
+std::unique_ptr<Backend> open_device(std::string& why_not);
+
 // A machine with its ops and one stream.
 class Machine {
  public:
@@ -64,6 +68,7 @@ class Array {
   std::vector<std::byte> bits() const;  // all of the memory
 
  private:
+  void expect_guards() const;  // fails where an op wrote outside the matrix
   void fill(const Matrix& values);
 
   const Machine& machine_;

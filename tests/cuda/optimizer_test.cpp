@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "cuda/backend.h"
 #include "emulation/emulation.h"
+#include "machine.h"
 #include "optim/stepper.h"
 #include "train/cuda_library.h"
 
@@ -63,11 +64,8 @@ TEST_P(CudaOptimizer, goes_where_the_cpus_goes_when_emulated) {
 }
 
 TEST_P(CudaOptimizer, goes_where_the_cpus_goes_on_a_device) {
-  try {
-    open_cuda_library(POLARON_CUDA_LIBRARY).make_backend(0);
-  } catch (const Error& error) {
-    GTEST_SKIP() << error.what();
-  }
+  std::string why_not;
+  if (open_device(why_not) == nullptr) GTEST_SKIP() << why_not;
   expect_what_the_cpu_does([] { return open_cuda_library(POLARON_CUDA_LIBRARY).make_backend(0); });
 }
 
