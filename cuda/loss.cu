@@ -50,7 +50,8 @@ struct Rows {
   float scale;
 };
 
-struct RowShared {
+// Aligned as the dynamic part behind it, so that its size is what it takes.
+struct alignas(128) RowShared {
   Maximum warps[kWarps];
   float poison[kWarps];
   float maximum, factor, target_gradient;
