@@ -48,6 +48,10 @@ class CudaBackend final : public Backend {
     gemm_.set_timing(on);
     return true;
   }
+  bool set_tf32(bool on) override {
+    gemm_.set_tf32(on);
+    return true;
+  }
 
  private:
   std::unique_ptr<Device> device_;  // first: the families' memory is its

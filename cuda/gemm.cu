@@ -35,7 +35,7 @@ class TimedEvent {
 // GemmKind mean.
 struct Header {
   std::array<char, 7> magic{'p', 'l', 'n', 'g', 'e', 'm', 'm'};
-  char format = '2';
+  char format = '3';
   std::uint64_t library_version = 0;
   std::array<char, 64> device{};
   std::uint64_t count = 0;
@@ -49,6 +49,16 @@ struct Plan {
   GemmDescription description;
   GemmAlgorithm algorithm;
 };
+// What a function of the library said.
+struct Refusal {
+  cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
+  const char* function = "";
+  // Of calls of the kind, and not of a device that fails or lacks memory.
+  bool lasts() const {
+    return status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE ||
+           status == CUBLAS_STATUS_ARCH_MISMATCH;
+  }
+};
 
 }  // namespace
 
@@ -59,28 +69,23 @@ class Gemm::Implementation {
     std::strncpy(header_.device.data(), device.info().name.c_str(), header_.device.size() - 1);
   }
 
-  void run(Stream& stream, const GemmCall& call) {
+  // Success, or why no algorithm of the library's queues the call.
+  Refusal run(Stream& stream, GemmCall call) {
+    call.tf32 = call.tf32 && tf32_ && call.a.dtype == DType::f32;
     require_sound(call);
     if (workspace_.data() == nullptr) workspace_ = DeviceBuffer(device_, kWorkspaceBytes);
     const GemmKind kind = kind_of(call);
-    auto found = plans_.find(kind);
-    if (found == plans_.end()) {
-      found = plans_.emplace(kind, make_plan(stream, call, kind)).first;
-    } else {
-      library_.set_addresses(found->second.description, call);
-    }
+    if (const auto known = refused_.find(kind); known != refused_.end()) return known->second;
+    const auto found = plans_.find(kind);
+    if (found == plans_.end()) return plan_and_queue(stream, call, kind);
     const Plan& plan = found->second;
+    library_.set_addresses(plan.description, call);
     library_.check(queue(stream, call, plan.description, plan.algorithm, call.c), "cublasLtMatmul", &call);
+    return {};
   }
 
-  bool supports(const GemmCall& call) {
-    require_sound(call);
-    const GemmKind kind = kind_of(call);
-    if (const auto known = supported_.find(kind); known != supported_.end()) return known->second;
-    cublasStatus_t status{};
-    const bool any = !library_.algorithms(library_.describe(call), call, kWorkspaceBytes, status).empty();
-    supported_.emplace(kind, any);
-    return any;
+  void check(const Refusal& refusal, const GemmCall& call) const {
+    library_.check(refusal.status, refusal.function, &call);
   }
 
   std::vector<std::byte> plans() const {
@@ -117,24 +122,40 @@ class Gemm::Implementation {
   }
 
   void set_timing(bool on) { timing_ = on; }
+  void set_tf32(bool on) { tf32_ = on; }
   std::size_t kinds() const { return plans_.size(); }
 
  private:
-  Plan make_plan(Stream& stream, const GemmCall& call, const GemmKind& kind) {
+  // The choice that is known, else the fastest algorithm or the library's favourite. Some that the library offers are
+  // refused when they are to run: then the next one is taken.
+  Refusal plan_and_queue(Stream& stream, const GemmCall& call, const GemmKind& kind) {
     GemmDescription description = library_.describe(call);
+    std::vector<GemmAlgorithm> candidates;
     const auto chosen = choices_.find(kind);
-    if (chosen != choices_.end()) {
-      if (library_.can_run(description, chosen->second)) return {std::move(description), chosen->second};
-      choices_.erase(chosen);  // then it was not made for this device
+    if (chosen != choices_.end() && library_.can_run(description, chosen->second)) {
+      candidates = {chosen->second};
+    } else {
+      cublasStatus_t status{};
+      candidates = library_.algorithms(description, call, kWorkspaceBytes, status);
+      if (status == CUBLAS_STATUS_SUCCESS && candidates.empty()) status = CUBLAS_STATUS_NOT_SUPPORTED;
+      if (status != CUBLAS_STATUS_SUCCESS) return refuse(kind, {status, "cublasLtMatmulAlgoGetHeuristic"});
+      if (timing_ && candidates.size() > 1) candidates = {fastest(stream, call, description, candidates)};
     }
     cublasStatus_t status{};
-    const std::vector<GemmAlgorithm> offered = library_.algorithms(description, call, kWorkspaceBytes, status);
-    library_.check(status, "cublasLtMatmulAlgoGetHeuristic", &call);
-    if (offered.empty()) library_.check(CUBLAS_STATUS_NOT_SUPPORTED, "cublasLtMatmulAlgoGetHeuristic", &call);
-    const bool choice = timing_ && offered.size() > 1;
-    const GemmAlgorithm algorithm = choice ? fastest(stream, call, description, offered) : offered.front();
-    choices_.emplace(kind, algorithm);
-    return {std::move(description), algorithm};
+    for (const GemmAlgorithm& algorithm : candidates) {
+      status = queue(stream, call, description, algorithm, call.c);
+      if (Refusal{status}.lasts()) continue;
+      if (status != CUBLAS_STATUS_SUCCESS) break;
+      choices_.insert_or_assign(kind, algorithm);
+      plans_.emplace(kind, Plan{std::move(description), algorithm});
+      return {};
+    }
+    return refuse(kind, {status, "cublasLtMatmul"});
+  }
+
+  Refusal refuse(const GemmKind& kind, const Refusal& refusal) {
+    if (refusal.lasts()) refused_.emplace(kind, refusal);
+    return refusal;
   }
 
   // The algorithm that took the least time. A result that the call adds to is left alone: its runs go to memory of
@@ -185,9 +206,10 @@ class Gemm::Implementation {
   Header header_;
   DeviceBuffer workspace_;
   bool timing_ = true;
+  bool tf32_ = false;
   std::map<GemmKind, Plan> plans_;
   std::map<GemmKind, GemmAlgorithm> choices_;
-  std::map<GemmKind, bool> supported_;
+  std::map<GemmKind, Refusal> refused_;
 };
 
 Gemm::Gemm(Device& device) : implementation_(std::make_unique<Implementation>(device)) {}
@@ -195,10 +217,17 @@ Gemm::~Gemm() = default;
 
 void Gemm::operator()(Stream& stream, const GemmCall& call) {
   if (call.m <= 0 || call.n <= 0 || call.batch <= 0) return;
-  implementation_->run(stream, call);
+  implementation_->check(implementation_->run(stream, call), call);
 }
-bool Gemm::supports(const GemmCall& call) { return implementation_->supports(call); }
+bool Gemm::attempt(Stream& stream, const GemmCall& call) {
+  if (call.m <= 0 || call.n <= 0 || call.batch <= 0) return true;
+  const auto refusal = implementation_->run(stream, call);
+  if (refusal.lasts()) return false;
+  implementation_->check(refusal, call);
+  return true;
+}
 void Gemm::set_timing(bool on) { implementation_->set_timing(on); }
+void Gemm::set_tf32(bool on) { implementation_->set_tf32(on); }
 std::vector<std::byte> Gemm::plans() const { return implementation_->plans(); }
 bool Gemm::set_plans(std::span<const std::byte> plans) { return implementation_->set_plans(plans); }
 std::size_t Gemm::kinds() const { return implementation_->kinds(); }

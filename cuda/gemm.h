@@ -55,6 +55,7 @@ struct GemmCall {
   const void* addend = nullptr;  // what beta multiplies instead of c: laid out as c is, apart from it; may be a or b
 
   float alpha = 1.0F, beta = 0.0F;
+  bool tf32 = false;  // f32 operands may be rounded to TF32 where set_tf32 allows it
   GemmEpilogue epilogue = GemmEpilogue::none;
   const void* bias = nullptr;
   void* aux = nullptr;
@@ -78,13 +79,17 @@ class Gemm {
   // names call, shape and status where the library refuses. No work for an empty result.
   void operator()(Stream& stream, const GemmCall& call);
 
-  // Whether the library has an algorithm for this call (its epilogue on these strides and addresses, say). Queues
-  // nothing; the answer is remembered.
-  bool supports(const GemmCall& call);
+  // The same, but false, and nothing is queued, where the library has no algorithm that runs for such calls (their
+  // epilogue on these strides and addresses, say). The answer is remembered.
+  bool attempt(Stream& stream, const GemmCall& call);
 
   // Whether calls of a new kind time the algorithms that the library offers (the host waits for the device; results are
   // not touched) or take the library's first choice. Initially on.
   void set_timing(bool on);
+
+  // Whether calls that say so (GemmCall::tf32) use the tensor cores' products of TF32, 10 bits after the point.
+  // Initially off: products of f32 are exact ones of fp32.
+  void set_tf32(bool on);
 
   // The algorithms chosen so far, for set_plans of a Gemm on a device of the same model and with the same version of
   // the library.

@@ -35,6 +35,7 @@ enum Field : std::uint8_t {
   kBTransposed,
   kEpilogue,
   kReadsC,
+  kTf32,
   kFields
 };
 static_assert(kFields == kGemmKindFields);
@@ -124,6 +125,7 @@ GemmKind kind_of(const GemmCall& call) {
   kind[kATransposed] = call.a.transposed ? 1 : 0;
   kind[kBTransposed] = call.b.transposed ? 1 : 0;
   kind[kEpilogue] = static_cast<std::int64_t>(call.epilogue);
+  kind[kTf32] = call.tf32 ? 1 : 0;
   kind[kReadsC] = !reads_c(call) ? 0 : call.addend == nullptr ? 1 : 2;
   return kind;
 }
@@ -134,9 +136,9 @@ std::string describe(const GemmCall& call) {
   };
   return std::string("product ") + shape(call.m, call.k) + (call.a.transposed ? " (stored transposed)" : "") + " x " +
          shape(call.k, call.n) + (call.b.transposed ? " (stored transposed)" : "") + ", batch " +
-         std::to_string(call.batch) + ", " + polaron::name_of(call.a.dtype) + " to " + polaron::name_of(call.c_dtype) +
-         ", epilogue " + name_of(call.epilogue) + ", strides " + std::to_string(call.a.stride) + ", " +
-         std::to_string(call.b.stride) + " and " + std::to_string(call.c_stride);
+         std::to_string(call.batch) + ", " + polaron::name_of(call.a.dtype) + (call.tf32 ? " as tf32" : "") + " to " +
+         polaron::name_of(call.c_dtype) + ", epilogue " + name_of(call.epilogue) + ", strides " +
+         std::to_string(call.a.stride) + ", " + std::to_string(call.b.stride) + " and " + std::to_string(call.c_stride);
 }
 
 // Throws std::logic_error unless the call is one that gemm.h describes.
@@ -177,7 +179,8 @@ void GemmLibrary::check(cublasStatus_t status, const char* function, const GemmC
 // there: b comes first, and neither is transposed unless the call says so.
 GemmDescription GemmLibrary::describe(const GemmCall& call) const {
   cublasLtMatmulDesc_t operation = nullptr;
-  check(lt_.create_desc(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F), "cublasLtMatmulDescCreate");
+  const cublasComputeType_t compute = call.tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+  check(lt_.create_desc(&operation, compute, CUDA_R_32F), "cublasLtMatmulDescCreate");
   GemmDescription description;
   description.operation = {operation, DestroyCublasLt{&lt_}};
   const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {

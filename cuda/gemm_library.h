@@ -13,7 +13,7 @@
 namespace polaron::cuda {
 
 // What the choice of an algorithm may depend on, as numbers (Field in gemm_library.cu says which).
-inline constexpr std::size_t kGemmKindFields = 22;
+inline constexpr std::size_t kGemmKindFields = 23;
 using GemmKind = std::array<std::int64_t, kGemmKindFields>;
 GemmKind kind_of(const GemmCall& call);
 

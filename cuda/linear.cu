@@ -98,6 +98,7 @@ GemmCall product(const GemmMatrix& a, const GemmMatrix& b, std::int64_t depth, c
   call.c = c.data;
   call.c_dtype = c.dtype;
   call.c_stride = c.stride;
+  call.tf32 = true;
   return call;
 }
 GemmCall input_gradient(const Tensor& d_out, const Tensor& weight, const Tensor& d_x) {
@@ -138,17 +139,17 @@ class CudaLinearOps final : public LinearOps {
       fused.c_stride = activated.stride;
       fused.aux = out.data;
       fused.aux_stride = out.stride;
-      if (gemm_.supports(fused)) return gemm_(stream, fused);
+      if (gemm_.attempt(stream, fused)) return;
     }
-    if (bias) {
-      call.epilogue = GemmEpilogue::bias;
-      if (!gemm_.supports(call)) {  // the same sums: the bias is there first, and the product is added
+    call.epilogue = bias ? GemmEpilogue::bias : GemmEpilogue::none;
+    if (!bias || !gemm_.attempt(stream, call)) {
+      if (bias) {  // the same sums: the bias is there first, and the product is added
         call.epilogue = GemmEpilogue::none;
         call.beta = 1.0F;
         spread(stream, bias, out);
       }
+      gemm_(stream, call);
     }
-    gemm_(stream, call);
     if (activation != Activation::none) cuda::activate(stream, activation, out, activated);
   }
 
@@ -174,7 +175,7 @@ class CudaLinearOps final : public LinearOps {
       fused.epilogue = GemmEpilogue::dgelu;
       fused.aux = pre.data;
       fused.aux_stride = pre.stride;
-      if (gemm_.supports(fused)) return gemm_(stream, fused);
+      if (gemm_.attempt(stream, fused)) return;
     }
     through(stream, d_out, weight, activation, pre, d_pre, d_pre);
   }

@@ -13,6 +13,16 @@ namespace {
 constexpr std::int64_t kMostOfGroup = std::int64_t{1} << 28U;    // elements a group: 1 GiB of stack
 constexpr std::int64_t kMostOfProduct = std::int64_t{1} << 26U;  // elements of directions at a time
 
+// A product with a sketch or a basis: its operands may be rounded to TF32. That is finer than bf16, to which the
+// authors of arXiv 2509.11983 round both. The Gram matrices of orthonormal_basis are not of that kind: their small
+// eigenvalues would drown.
+GemmCall sketch_product(std::int64_t count, std::int64_t m, std::int64_t n, std::int64_t k, const GemmMatrix& a,
+                        const GemmMatrix& b, const MatrixBatch& c) {
+  GemmCall call = product_of(count, m, n, k, a, b, c);
+  call.tf32 = true;
+  return call;
+}
+
 class CudaMatrixOps final : public MatrixOps {
  public:
   CudaMatrixOps(Device& device, Gemm& gemm)
@@ -61,14 +71,15 @@ class CudaMatrixOps final : public MatrixOps {
     } else {
       float* const numbers = numbers_.room<float>(shape.count * shape.cols * rank);
       fill_gaussian(stream, shape.cols, rank, keys, numbers);
-      gemm_(stream, product_of(shape.count, shape.rows, rank, shape.cols, x, stacked(numbers, shape.cols, rank), y));
+      gemm_(stream,
+            sketch_product(shape.count, shape.rows, rank, shape.cols, x, stacked(numbers, shape.cols, rank), y));
     }
     for (int pass = 0; pass < power; ++pass) {
       orthonormal_basis(stream, shape.count, shape.rows, rank, BasisMethod::automatic, sketch);
       float* const projected = numbers_.room<float>(shape.count * rank * shape.cols);
       project(stream, shape, rank, sketch, stack, projected);
-      gemm_(stream, product_of(shape.count, shape.rows, rank, shape.cols, x,
-                               stacked(projected, rank, shape.cols).transposed(), y));
+      gemm_(stream, sketch_product(shape.count, shape.rows, rank, shape.cols, x,
+                                   stacked(projected, rank, shape.cols).transposed(), y));
     }
   }
 
@@ -99,8 +110,9 @@ class CudaMatrixOps final : public MatrixOps {
                float* projected) override {
     check_stack(shape);
     check_rank(rank, shape.rows);
-    gemm_(stream, product_of(shape.count, rank, shape.cols, shape.rows, stacked(basis, shape.rows, rank).transposed(),
-                             stacked(stack, shape.rows, shape.cols), stacked(projected, rank, shape.cols)));
+    gemm_(stream,
+          sketch_product(shape.count, rank, shape.cols, shape.rows, stacked(basis, shape.rows, rank).transposed(),
+                         stacked(stack, shape.rows, shape.cols), stacked(projected, rank, shape.cols)));
   }
 
   void update_dense(Stream& stream, const UpdateRule& rule, const StepGate& gate, const float* stack,
@@ -125,8 +137,8 @@ class CudaMatrixOps final : public MatrixOps {
       const std::size_t size = std::min(static_cast<std::size_t>(most), parameters.size() - first);
       const auto count = static_cast<std::int64_t>(size), at = static_cast<std::int64_t>(first);
       float* const directions = numbers_.room<float>(count * rows * cols);
-      gemm_(stream, product_of(count, rows, cols, rank, stacked(basis + at * rows * rank, rows, rank),
-                               stacked(factor + at * rank * cols, rank, cols), stacked(directions, rows, cols)));
+      gemm_(stream, sketch_product(count, rows, cols, rank, stacked(basis + at * rows * rank, rows, rank),
+                                   stacked(factor + at * rank * cols, rank, cols), stacked(directions, rows, cols)));
       cuda::update_dense(stream, rule, gate, directions, scales.subspan(first, size), parameters.subspan(first, size));
     }
   }

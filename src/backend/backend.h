@@ -41,6 +41,10 @@ class Backend {
   // From now on new choices are made by timing, so that another run may choose otherwise, or by a rule that gives the
   // same each time (initially). Returns whether this backend makes any.
   virtual bool set_timing(bool /*on*/) { return false; }
+  // From now on matrix products of fp32 may round what they multiply to TF32, 10 bits after the point, wherever the op
+  // says no more than fp32 of itself: the linear layers', and of the optimizers' those with a sketch or a basis.
+  // Initially they may not. Returns whether this backend has such products.
+  virtual bool set_tf32(bool /*on*/) { return false; }
 };
 
 }  // namespace polaron

@@ -48,9 +48,9 @@ inline void fill_random(Device& device, Stream& stream, float* to, std::int64_t 
 // A config's model on its device.
 struct BenchModel {
   explicit BenchModel(const Config& given)
-      : config(given),
-        chosen(make_backend(config.device, static_cast<int>(config.threads))),
+      : chosen(make_backend(given.device, static_cast<int>(given.threads))),
         backend(*chosen.backend),
+        config(settled(given, backend)),
         table(config.model),
         stream(backend.device().make_stream()),
         communicator(make_single_process_communicator()),
@@ -64,12 +64,16 @@ struct BenchModel {
     }
   }
   FlatBuffers buffers() const { return {weights.as<float>(), gradients.as<float>(), working.as<bf16>()}; }
-  DType dtype() const { return computed_in_bf16(config) ? DType::bf16 : DType::f32; }
+  DType dtype() const { return compute_type(config); }
+  static Config settled(Config config, Backend& backend) {
+    settle_precision(config, backend);
+    return config;
+  }
   std::size_t bytes() const { return static_cast<std::size_t>(table.stored_elements()) * sizeof(float); }
 
-  Config config;
   ChosenBackend chosen;
   Backend& backend;
+  Config config;
   ParameterTable table;
   std::unique_ptr<Stream> stream;
   std::unique_ptr<Communicator> communicator;

@@ -27,7 +27,7 @@ constexpr Method kMethods[] = {{"muon", OptimizerKind::muon, SketchKind::columns
 
 // Only the matrices: everything else is left out of the assignment.
 Assignment matrices_only(const Config& config, const ParameterTable& table) {
-  Assignment assignment = assign_optimizers(config.optimizer, config.model, table);
+  Assignment assignment = assign_optimizers(config.optimizer, config.model, table, compute_type(config));
   std::erase_if(assignment.elementwise,
                 [&](const ElementwiseItem& item) { return table[item.parameter].role != Role::matrix; });
   return assignment;

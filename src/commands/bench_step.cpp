@@ -39,8 +39,8 @@ class Stepper {
         backend_(backend),
         shape_(activation_shape(bench.config)),
         transformer_(bench.config.model, bench.table, shape_, backend, bench.buffers()),
-        optimizer_(assign_optimizers(bench.config.optimizer, bench.config.model, bench.table), bench.table, backend,
-                   *bench.communicator, Exchange::parameters, 1, bench.buffers()),
+        optimizer_(assign_optimizers(bench.config.optimizer, bench.config.model, bench.table, bench.dtype()),
+                   bench.table, backend, *bench.communicator, Exchange::parameters, 1, bench.buffers()),
         uploader_(backend.device(), bench.config.model, shape_.rows()),
         scalars_(backend.device(), 256) {}
 

@@ -61,7 +61,7 @@ enum class BasisKind : std::uint8_t { automatic, householder, cholesky_qr };
 enum class ScaleKind : std::uint8_t { original, match_rms_adamw, none };
 enum class RankCompensation : std::uint8_t { none, sqrt };
 enum class Orthogonalizer : std::uint8_t { newton_schulz, exact };
-enum class NewtonSchulzPrecision : std::uint8_t { fp32, bf16 };
+enum class NewtonSchulzPrecision : std::uint8_t { automatic, fp32, bf16 };
 
 // A rank as the user gives it: a number of directions ("rank": 64), or a fraction of the model's width ("rank": "1/8").
 struct RankSpec {
@@ -93,7 +93,7 @@ struct OptimizerSettings {
   Orthogonalizer orthogonalizer = Orthogonalizer::newton_schulz;
   std::string coefficients = "polar_express";  // newton_schulz_tables.h
   std::int64_t newton_schulz_steps = 0;        // 0: the table's own number
-  NewtonSchulzPrecision newton_schulz_precision = NewtonSchulzPrecision::fp32;
+  NewtonSchulzPrecision newton_schulz_precision = NewtonSchulzPrecision::automatic;
   ScaleKind scale = ScaleKind::original;
   // low_rank_muon, low_rank_msgd
   RankSpec rank;
@@ -174,7 +174,7 @@ struct Config {
   std::string output;  // run directory; default runs/<name>
   std::uint64_t seed = 1337;
   std::string device = "auto";     // auto | cpu | cuda
-  std::string precision = "fp32";  // fp32 | bf16
+  std::string precision = "auto";  // auto (only before a backend is chosen) | fp32 | tf32 | bf16
   bool allow_slow_bf16 = false;    // without hardware for it
   std::int64_t threads = 0;        // CPU threads; 0: one a core
   bool deterministic = true;       // two runs of one config on one device have the same bits

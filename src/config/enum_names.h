@@ -113,6 +113,7 @@ constexpr auto enum_names(Orthogonalizer) {
 
 constexpr auto enum_names(NewtonSchulzPrecision) {
   return std::to_array<EnumName<NewtonSchulzPrecision>>({
+      {NewtonSchulzPrecision::automatic, "auto", "bf16 where `precision` is bf16, else fp32"},
       {NewtonSchulzPrecision::fp32, "fp32", "as the momentum"},
       {NewtonSchulzPrecision::bf16, "bf16",
        "matrices rounded to bf16 before every product, sums in fp32, as torch.optim.Muon; on a CPU without AMX it is "

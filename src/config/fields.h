@@ -69,7 +69,9 @@ inline constexpr Choice device_choices[] = {
     {"cuda", "a CUDA device; an error where there is none"},
 };
 inline constexpr Choice precision_choices[] = {
+    {"auto", "bf16 on a CUDA device, fp32 on a CPU"},
     {"fp32", "32-bit floats throughout"},
+    {"tf32", "32-bit floats, rounded to 10 bits after the point where they are multiplied: on a CUDA device"},
     {"bf16",
      "products of bf16 summed in fp32: on a CUDA device, on a CPU with AMX, and elsewhere, slowly, with "
      "`allow_slow_bf16`"},

@@ -36,8 +36,10 @@ void describe(V& v, Config& c) {
   v.field("device", c.device, {.help = "what computes", .choices = device_choices});
   v.field(
       "precision", c.precision,
-      {.help = "of matrix products and stored activations; master weights, gradients, statistics and sums stay fp32. "
-               "bf16 needs hardware for its products (on a CPU: AMX) and is refused without",
+      {.help =
+           "of matrix products and stored activations; master weights, gradients, statistics and sums stay fp32. "
+           "bf16 needs hardware for its products (on a CPU: AMX) and is refused without; with it and with tf32, a CUDA "
+           "device multiplies sketches and bases of low-rank optimizers in TF32",
        .choices = precision_choices});
   v.field("allow_slow_bf16", c.allow_slow_bf16,
           {.help = "computes in bf16 also where it is slower than fp32: for tests and comparisons"});

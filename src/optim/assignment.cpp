@@ -105,14 +105,18 @@ void check_overrides(const OptimizerConfig& config, const ParameterTable& table)
 
 }  // namespace
 
-Assignment assign_optimizers(const OptimizerConfig& config, const TransformerConfig& model,
-                             const ParameterTable& table) {
+Assignment assign_optimizers(const OptimizerConfig& config, const TransformerConfig& model, const ParameterTable& table,
+                             DType precision) {
   check_overrides(config, table);
   Assignment result;
   result.idle_groups = idle_groups(config, table);
   for (std::size_t i = 0; i < table.size(); ++i) {
     const Parameter& p = table[i];
-    const OptimizerSettings settings = settings_for(config, group_of(config, p.role), p.name);
+    OptimizerSettings settings = settings_for(config, group_of(config, p.role), p.name);
+    if (settings.newton_schulz_precision == NewtonSchulzPrecision::automatic) {
+      settings.newton_schulz_precision =
+          precision == DType::bf16 ? NewtonSchulzPrecision::bf16 : NewtonSchulzPrecision::fp32;
+    }
     if (is_elementwise(settings.kind)) {
       result.elementwise.push_back({i, settings});
       continue;

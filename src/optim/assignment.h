@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/tensor.h"
 #include "config/config.h"
 #include "model/parameters.h"
 
@@ -44,9 +45,10 @@ struct Assignment {
   std::vector<std::string> idle_groups;
 };
 
+// precision: of the model's products, which is also that of Newton-Schulz where newton_schulz_precision is "auto".
 // Error(Exit::usage) for an override that no parameter gets: its pattern matches none, or earlier ones take them all.
-Assignment assign_optimizers(const OptimizerConfig& config, const TransformerConfig& model,
-                             const ParameterTable& table);
+Assignment assign_optimizers(const OptimizerConfig& config, const TransformerConfig& model, const ParameterTable& table,
+                             DType precision = DType::f32);
 
 // Rank in directions: the number given, or the fraction of the model's width, rounded; at least 1.
 std::int64_t resolve_rank(const RankSpec& rank, std::int64_t width);

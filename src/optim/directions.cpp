@@ -40,6 +40,7 @@ SketchRule sketch_rule(const OptimizerSettings& settings, bool tall) {
 
 NewtonSchulzSpec newton_schulz_spec(const OptimizerSettings& settings) {
   NewtonSchulzSpec spec = newton_schulz_spec(settings.coefficients, static_cast<int>(settings.newton_schulz_steps));
+  // Not `automatic`: assign_optimizers() has settled it.
   if (settings.newton_schulz_precision == NewtonSchulzPrecision::bf16) spec.dtype = DType::bf16;
   return spec;
 }

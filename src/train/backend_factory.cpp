@@ -30,6 +30,15 @@ ChosenBackend make_cuda_backend(int local_rank) {
 
 }  // namespace
 
+void settle_precision(Config& config, Backend& backend) {
+  if (config.precision == "auto") config.precision = backend.device().info().kind == "cuda" ? "bf16" : "fp32";
+  if (!backend.set_tf32(config.precision != "fp32") && config.precision == "tf32") {
+    throw Error(Exit::usage,
+                fmt::format("precision \"tf32\": {} has no products of it. Use \"fp32\", or a CUDA device.",
+                            backend.device().info().name));
+  }
+}
+
 ChosenBackend make_backend(const std::string& device, int threads, int local_rank) {
   if (device == "cuda") return make_cuda_backend(local_rank);
   std::string instead;

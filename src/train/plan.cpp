@@ -20,7 +20,7 @@ ActivationShape activation_shape(const Config& config) {
   shape.sequence_length = config.training.sequence_length;
   shape.recompute_blocks = config.training.recompute == Recompute::block;
   shape.loss_chunk = config.training.loss_chunk;
-  shape.dtype = computed_in_bf16(config) ? DType::bf16 : DType::f32;
+  shape.dtype = compute_type(config);
   return shape;
 }
 

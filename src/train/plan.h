@@ -53,7 +53,9 @@ MemoryPlan plan_memory(const Config& config, const ParameterTable& table, const 
 // rounded: parameters that the model computes with in bf16 travel so.
 TrafficPlan plan_traffic(const Ownership& ownership, bool rounded);
 
+// Of a config whose precision is settled (backend_factory.h).
 inline bool computed_in_bf16(const Config& config) { return config.precision == "bf16"; }
+inline DType compute_type(const Config& config) { return computed_in_bf16(config) ? DType::bf16 : DType::f32; }
 
 // The largest micro-batch, a divisor of one process's share of the batch, whose plan takes at most `bytes`; 0: none.
 std::int64_t largest_micro_batch(Config config, const ParameterTable& table, const Assignment& assignment,

@@ -130,7 +130,8 @@ Session::Session(Config given, bool initialize, Communicator& communicator_, Cho
                                                chosen.collectives ? &*chosen.collectives : nullptr)),
       communicator(between_devices ? *between_devices : communicator_),
       table(config.model) {
-  Assignment assignment = assign_optimizers(config.optimizer, config.model, table);
+  settle_precision(config, backend);
+  Assignment assignment = assign_optimizers(config.optimizer, config.model, table, compute_type(config));
   check_precision(config, assignment, backend.device());
   if (const std::string idle = idle_groups_note(assignment); !idle.empty()) log::warn(idle);
   if (communicator.size() > 1) {

@@ -10,7 +10,7 @@ TEST(Reading, a_minimal_config_gets_gpt2_defaults_and_derived_values) {
   EXPECT_EQ(c.name, "a");
   EXPECT_EQ(c.output, "runs/a");
   EXPECT_EQ(c.device, "auto");
-  EXPECT_EQ(c.precision, "fp32");
+  EXPECT_EQ(c.precision, "auto");
   const TransformerConfig& m = c.model;
   EXPECT_EQ(m.preset, ModelPreset::gpt2);
   EXPECT_EQ(m.kv_heads, 4);

@@ -2,6 +2,7 @@
 // sense.
 #include "cuda/gemm.h"
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <stdexcept>
@@ -10,6 +11,7 @@
 
 #include "gemm_fixture.h"
 #include "support/errors.h"
+#include "support/worse.h"
 
 namespace polaron::test {
 namespace {
@@ -115,8 +117,7 @@ TEST_F(CudaGemm, epilogues_add_bias_apply_gelu_and_its_derivative) {
     };
     const auto expect = [&](GemmEpilogue epilogue, const std::function<double(std::size_t)>& value) {
       call.epilogue = epilogue;
-      ASSERT_TRUE(gemm.supports(call));
-      run(call);
+      ASSERT_TRUE(gemm.attempt(machine.stream(), call));
       Doubles expected;
       for (std::size_t i = 0; i < plain.size(); ++i) expected.push_back(value(i));
       expect_close(result.values(), expected, kTolerance, "epilogue " + std::to_string(static_cast<int>(epilogue)), 24,
@@ -142,12 +143,68 @@ TEST_F(CudaGemm, says_beforehand_what_the_library_does_not_support) {
   GemmCall call = call_of(a, false, a, false, c);
   call.epilogue = GemmEpilogue::bias;
   call.bias = bias.tensor().f32() + 1;
-  EXPECT_FALSE(gemm.supports(call));
+  EXPECT_FALSE(gemm.attempt(machine.stream(), call));
   const int asked = fake_cublaslt().heuristics;
-  EXPECT_FALSE(gemm.supports(call));
+  EXPECT_FALSE(gemm.attempt(machine.stream(), call));
   EXPECT_EQ(fake_cublaslt().heuristics, asked);
   call.bias = bias.tensor().f32();
-  EXPECT_TRUE(gemm.supports(call));
+  EXPECT_TRUE(gemm.attempt(machine.stream(), call));
+}
+
+TEST_F(CudaGemm, takes_the_next_algorithm_where_the_library_refuses_to_run_its_favourite) {
+  const Matrix values = Matrix::random(8, 8, 1);
+  const Array a(machine, values), c(machine, Matrix(8, 8));
+  gemm.set_timing(false);
+  fake_cublaslt().failing_function = "cublasLtMatmul";  // once
+  fake_cublaslt().failure = CUBLAS_STATUS_NOT_SUPPORTED;
+  run(call_of(a, false, a, false, c));
+  expect_close(c.values(), product(values, false, values, false), kTolerance, "product", 8);
+  const int taken = fake_cublaslt().ran.back();
+  run(call_of(a, false, a, false, c));
+  EXPECT_EQ(fake_cublaslt().ran.back(), taken);
+  EXPECT_NE(taken, cuda::emulation::kManyLanes);  // the favourite
+}
+
+TEST_F(CudaGemm, an_epilogue_that_is_offered_and_never_runs_counts_as_missing) {
+  const Matrix before = Matrix::random(8, 8, 3);
+  const Array a(machine, Matrix::random(8, 8, 1)), bias(machine, Matrix::random(1, 8, 2)), c(machine, before);
+  gemm.set_timing(false);
+  fake_cublaslt().epilogues_run = false;
+  GemmCall call = call_of(a, false, a, false, c);
+  call.epilogue = GemmEpilogue::bias;
+  call.bias = bias.tensor().data;
+  EXPECT_FALSE(gemm.attempt(machine.stream(), call));
+  const int asked = fake_cublaslt().heuristics;
+  EXPECT_FALSE(gemm.attempt(machine.stream(), call));
+  EXPECT_EQ(fake_cublaslt().heuristics, asked);
+  EXPECT_EQ(c.values(), Array(machine, before).values());
+}
+
+// TF32 keeps 10 bits after the point of what is multiplied: products of such numbers are exact, of others they are not.
+TEST_F(CudaGemm, multiplies_in_tf32_only_where_the_call_and_its_owner_allow_it) {
+  const Matrix values = Matrix::random(8, 8, 1);
+  const Array a(machine, values), c(machine, Matrix(8, 8));
+  const Doubles exact = product(values, false, values, false);
+  double largest = 0.0;
+  for (std::int64_t i = 0; i < 64; ++i)
+    largest = std::max(largest, std::fabs(static_cast<double>(values.at(i / 8, i % 8))));
+  for (const bool call_allows : {false, true}) {
+    for (const bool owner_allows : {false, true}) {
+      gemm.set_tf32(owner_allows);
+      GemmCall call = call_of(a, false, a, false, c);
+      call.tf32 = call_allows;
+      run(call);
+      const Doubles actual = c.values();
+      double error = 0.0;
+      for (std::size_t i = 0; i < exact.size(); ++i) error = worse(error, std::fabs(actual[i] - exact[i]));
+      if (call_allows && owner_allows) {
+        EXPECT_GT(error, 2e-5);
+        EXPECT_LT(error, 8 * largest * largest * 2 * 0x1p-11);  // 8 products of two numbers
+      } else {
+        EXPECT_LT(error, 1e-6);
+      }
+    }
+  }
 }
 
 TEST_F(CudaGemm, failures_name_function_shape_and_status) {

@@ -19,6 +19,7 @@
 #include "emulation/cublaslt.h"
 #include "emulation/emulation.h"
 #include "emulation/runtime.h"
+#include "machine.h"
 #include "model/features.h"
 #include "optim/stepper.h"
 #include "support/errors.h"
@@ -176,14 +177,36 @@ TEST_P(CudaTraining, has_the_losses_of_the_cpu_when_emulated) {
 }
 
 TEST_P(CudaTraining, has_the_losses_of_the_cpu_on_a_device) {
-  try {
-    open_cuda_library(POLARON_CUDA_LIBRARY).make_backend(0);
-  } catch (const Error& error) {
-    GTEST_SKIP() << error.what();
-  }
+  std::string why_not;
+  if (open_device(why_not) == nullptr) GTEST_SKIP() << why_not;
   expect_losses_of_the_cpu([] {
     return ChosenBackend{open_cuda_library(POLARON_CUDA_LIBRARY).make_backend(0), "a device"};
   });
+}
+
+TEST(CudaSession, computes_in_bf16_unless_told_otherwise) {
+  const Data data(tiny_gpt2().vocabulary);
+  const Case given{"auto", tiny_gpt2(), low_rank(BasisKind::cholesky_qr), "auto"};
+  const Training automatic(config_of(given, data), on_cuda());
+  EXPECT_EQ(automatic.session.config.precision, "bf16");
+  EXPECT_GT(automatic.session.working.bytes(), 0U);
+  EXPECT_EQ(automatic.session.optimizer->assignment().classes.front().settings.newton_schulz_precision,
+            NewtonSchulzPrecision::bf16);
+}
+
+TEST(CudaSession, tf32_changes_the_losses_of_fp32_a_little) {
+  const Data data(tiny_gpt2().vocabulary);
+  const cuda::emulation::WithOptions lazy({.os_threads = 1, .lazy_streams = true});
+  const auto losses = [&](const std::string& precision) {
+    Training run(config_of({precision, tiny_gpt2(), low_rank(BasisKind::cholesky_qr), precision}, data), on_cuda());
+    EXPECT_EQ(run.session.working.bytes(), 0U);
+    return run.losses(3);
+  };
+  const auto exact = losses("fp32"), rounded = losses("tf32");
+  for (std::size_t i = 0; i < exact.size(); ++i) {
+    EXPECT_NE(exact[i], rounded[i]);
+    EXPECT_NEAR(exact[i], rounded[i], 1e-3);
+  }
 }
 
 TEST(CudaSession, changes_nothing_in_a_step_that_is_not_finite_or_whose_loss_is_a_spike) {

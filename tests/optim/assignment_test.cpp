@@ -108,6 +108,22 @@ TEST(Assignment, roles_get_the_settings_of_their_group) {
   EXPECT_EQ(assignment.elementwise.size(), 7U);  // token table, head, five norms
 }
 
+TEST(Assignment, newton_schulz_is_as_precise_as_the_model_unless_told_otherwise) {
+  OptimizerConfig config = matrices_under(settings_of(OptimizerKind::muon));
+  config.overrides = {{"blocks.0.mlp.*", R"({"newton_schulz_precision": "fp32"})"},
+                      {"blocks.1.mlp.*", R"({"newton_schulz_precision": "bf16"})"}};
+  const TransformerConfig model = test::tiny_llama();
+  const ParameterTable table(model);
+  for (const DType precision : {DType::f32, DType::bf16}) {
+    const Assignment assignment = assign_optimizers(config, model, table, precision);
+    const auto of = [&](const char* label) { return find(assignment, label).first->settings.newton_schulz_precision; };
+    EXPECT_EQ(of("blocks.0.attention.qkv.weight[q]"),
+              precision == DType::bf16 ? NewtonSchulzPrecision::bf16 : NewtonSchulzPrecision::fp32);
+    EXPECT_EQ(of("blocks.0.mlp.down.weight"), NewtonSchulzPrecision::fp32);
+    EXPECT_EQ(of("blocks.1.mlp.down.weight"), NewtonSchulzPrecision::bf16);
+  }
+}
+
 TEST(Assignment, an_override_reaches_the_parameters_that_its_pattern_names) {
   OptimizerConfig config = matrices_under(settings_of(OptimizerKind::muon));
   config.overrides = {{"blocks.0.*", R"({"lr": 0.5})"},

@@ -101,6 +101,7 @@ class ForwardingBackend : public Backend {
   std::vector<std::byte> tuned() override { return inner_->tuned(); }
   bool set_tuned(std::span<const std::byte> choices) override { return inner_->set_tuned(choices); }
   bool set_timing(bool on) override { return inner_->set_timing(on); }
+  bool set_tf32(bool on) override { return inner_->set_tf32(on); }
 
  private:
   std::unique_ptr<Backend> inner_;

@@ -82,9 +82,10 @@ struct AlgorithmBits {
 static_assert(sizeof(AlgorithmBits) <= sizeof(cublasLtMatmulAlgo_t));
 constexpr std::size_t kSplitWorkspace = 1024;
 
-FakeOperand operand(const void* data, const FakeLayout& layout, bool transposed = false) {
+FakeOperand operand(const void* data, const FakeLayout& layout, bool transposed = false, bool tf32 = false) {
   return {data,
           layout.type,
+          tf32,
           static_cast<std::int64_t>(layout.rows),
           static_cast<std::int64_t>(layout.cols),
           layout.ld,
@@ -123,7 +124,8 @@ cublasStatus_t judge(const Problem& p) {
   if (p.d.batch() > 1 && p.d.batch_stride() < span) return wrong;  // its matrices overlap
   if (p.a.type != p.b.type) return unsupported;
   if (p.a.type == CUDA_R_32F && p.d.type != CUDA_R_32F) return unsupported;
-  if (p.desc.compute != CUBLAS_COMPUTE_32F) return unsupported;
+  const bool tf32 = p.desc.compute == CUBLAS_COMPUTE_32F_FAST_TF32;
+  if (p.desc.compute != CUBLAS_COMPUTE_32F && !(tf32 && p.a.type == CUDA_R_32F)) return unsupported;
 
   const std::uint32_t epilogue = epilogue_of(p.desc);
   if (epilogue == CUBLASLT_EPILOGUE_DEFAULT) return CUBLAS_STATUS_SUCCESS;
@@ -310,22 +312,25 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t desc, const
                      (!has_aux(epilogue) || aux != d) && alpha != nullptr && beta != nullptr &&
                      (bits.number != kSplit || (workspace != nullptr && workspace_bytes >= kSplitWorkspace));
   if (!sound) return CUBLAS_STATUS_INVALID_VALUE;
+  if (epilogue != CUBLASLT_EPILOGUE_DEFAULT && !fake_cublaslt().epilogues_run) return CUBLAS_STATUS_NOT_SUPPORTED;
 
   const auto rows = static_cast<std::int64_t>(p.d.rows), cols = static_cast<std::int64_t>(p.d.cols);
   const auto aux_ld = p.desc.attributes.get(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, std::int64_t{0});
-  const FakeProduct product{operand(a, p.a, is_transposed(p.desc, CUBLASLT_MATMUL_DESC_TRANSA)),
-                            operand(b, p.b, is_transposed(p.desc, CUBLASLT_MATMUL_DESC_TRANSB)),
-                            operand(c, p.c),
-                            {pointer_of(p.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER), p.d.type, rows, 1, rows, 0, false},
-                            {aux, p.d.type, rows, cols, aux_ld, 0, false},
-                            d,
-                            p.d.batch(),
-                            p.d.ld,
-                            p.d.batch_stride(),
-                            epilogue,
-                            bits.number,
-                            *static_cast<const float*>(alpha),
-                            *static_cast<const float*>(beta)};
+  const bool tf32 = p.desc.compute == CUBLAS_COMPUTE_32F_FAST_TF32;
+  const FakeProduct product{
+      operand(a, p.a, is_transposed(p.desc, CUBLASLT_MATMUL_DESC_TRANSA), tf32),
+      operand(b, p.b, is_transposed(p.desc, CUBLASLT_MATMUL_DESC_TRANSB), tf32),
+      operand(c, p.c),
+      {pointer_of(p.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER), p.d.type, false, rows, 1, rows, 0, false},
+      {aux, p.d.type, false, rows, cols, aux_ld, 0, false},
+      d,
+      p.d.batch(),
+      p.d.ld,
+      p.d.batch_stride(),
+      epilogue,
+      bits.number,
+      *static_cast<const float*>(alpha),
+      *static_cast<const float*>(beta)};
   enqueue(stream, product);
   return CUBLAS_STATUS_SUCCESS;
 }

@@ -32,6 +32,7 @@ struct FakeCublasLt {
   std::vector<int> ran;        // the algorithm of each product that ran
   unsigned last_epilogue = 0;  // of the product that ran last
   // The next call of this function ("cublasLtMatmul", say) does nothing but return the status.
+  bool epilogues_run = true;  // false: kernels with epilogues are offered and then refuse to run
   std::string failing_function;
   cublasStatus_t failure = CUBLAS_STATUS_SUCCESS;
 };

@@ -14,6 +14,7 @@ inline bool has_aux(std::uint32_t epilogue) { return (epilogue & 128U) != 0; }
 struct FakeOperand {
   const void* data;
   cudaDataType_t type;
+  bool tf32;  // fp32 that is multiplied as TF32
   std::int64_t rows, cols, ld, batch_stride;
   bool transposed;
   float at(std::int64_t batch, std::int64_t row, std::int64_t col) const;
