@@ -11,6 +11,7 @@
 #include "io/atomic.h"
 #include "train/backend_factory.h"
 #include "train/memory_fit.h"
+#include "train/processes.h"
 #include "train/report.h"
 #include "train/session.h"
 
@@ -68,8 +69,10 @@ Exit run_plan(const PlanCommand& command) {
   }
   config.training.micro_batch = micro_batch_of(config.training, command.processes);  // as a run has it
   const ParameterTable table(config.model);
-  const Assignment assignment = assign_optimizers(config.optimizer, config.model, table);
   const ChosenBackend chosen = make_backend(config.device, static_cast<int>(config.threads));
+  settle_precision(config, *chosen.backend);
+  const Assignment assignment = assign_optimizers(config.optimizer, config.model, table, compute_type(config));
+  if (command.processes > 1) check_processes(config, assignment, command.processes);
 
   const Ownership ownership(assignment, table, command.processes, config.parallel.exchange);
   std::string fitted;

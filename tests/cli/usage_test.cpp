@@ -194,9 +194,16 @@ TEST(Plan, says_which_micro_batch_auto_is) {
   expect_refused(folder.run({"bench", "step", "a.json"}), Exit::usage, {"training.micro_batch"});
 }
 
-TEST(Plan, writes_memory_of_a_process_and_traffic_of_all_for_programs) {
+TEST(Plan, refuses_as_many_processes_as_training_refuses) {
   const Workspace folder;
   folder.write_config("a");
+  expect_refused(folder.run({"plan", "a.json", "--processes", "3"}), Exit::usage, {"3 processes", "training.batch 8"});
+  expect_refused(folder.run({"plan", "a.json", "--processes", "16"}), Exit::usage, {"16 processes", "training.batch"});
+}
+
+TEST(Plan, writes_memory_of_a_process_and_traffic_of_all_for_programs) {
+  const Workspace folder;
+  folder.write_config("a", {{"model", {{"layers", 2}}}});  // 12 matrices
   const auto plan = [&](int processes) {
     expect_ended(folder.run({"plan", "a.json", "--processes", std::to_string(processes), "--json", "plan.json"}), 0);
     return json::parse(folder.read("plan.json"));
