@@ -4,6 +4,9 @@
 
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include "commands/bench_model.h"
 #include "cpu/singular_values.h"
@@ -60,9 +63,23 @@ struct Row {
   std::string method;
   std::int64_t rank;
   double ms;
-  double captured;  // <X, O> / nuclear norm; of low rank with O = Q msgn(Q^T X), so ||Q^T X||_* / ||X||_*
-  double residual;  // ||X - Q Q^T X||_F / ||X||_F
+  double captured;                  // <X, O> / ||X||_*; of low rank with O = Q msgn(Q^T X), so ||Q^T X||_* / ||X||_*
+  double residual;                  // ||X - Q Q^T X||_F / ||X||_F
+  std::optional<double> by_output;  // <X, O> / ||X||_* with the O that was computed; none where none was
 };
+
+std::vector<float> download(Device& device, Stream& stream, const float* from, std::int64_t n) {
+  std::vector<float> host(static_cast<std::size_t>(n));
+  device.download(stream, host.data(), from, host.size() * sizeof(float));
+  stream.synchronize();
+  return host;
+}
+
+double inner_product(const std::vector<float>& a, const std::vector<float>& b) {
+  double sum = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) sum += static_cast<double>(a[i]) * static_cast<double>(b[i]);
+  return sum;
+}
 
 struct Spectrum {
   const char* name;
@@ -100,14 +117,9 @@ Exit run_bench_orthogonalize(const BenchCommand& command) {
     for (std::int64_t j = 1; j <= rows; ++j) sigmas.push_back(spectrum.sigma(static_cast<double>(j)));
     const TestMatrix matrix(backend, *stream, rows, cols, sigmas);
     const auto captured = [&](const float* orthogonal) {
-      std::vector<float> x(static_cast<std::size_t>(matrix.elements()));
-      std::vector<float> o(x.size());
-      device.download(*stream, x.data(), matrix.data(), x.size() * sizeof(float));
-      device.download(*stream, o.data(), orthogonal, o.size() * sizeof(float));
-      stream->synchronize();
-      double sum = 0;
-      for (std::size_t i = 0; i < x.size(); ++i) sum += static_cast<double>(x[i]) * static_cast<double>(o[i]);
-      return sum / matrix.nuclear_norm();
+      return inner_product(download(device, *stream, matrix.data(), matrix.elements()),
+                           download(device, *stream, orthogonal, matrix.elements())) /
+             matrix.nuclear_norm();
     };
     const auto reload = [&] { device.copy(*stream, stack.data(), matrix.data(), stack.bytes()); };
     std::vector<Row> measured;
@@ -116,14 +128,16 @@ Exit run_bench_orthogonalize(const BenchCommand& command) {
       ops.newton_schulz(*stream, shape, spec, stack.as<float>(), scratch.as<float>());
       stream->synchronize();
     });
-    measured.push_back({"Newton-Schulz, full", rows, full_ms, captured(stack.as<float>()), 0});
+    const double newton_schulz_share = captured(stack.as<float>());
+    measured.push_back({"Newton-Schulz, full", rows, full_ms, newton_schulz_share, 0, newton_schulz_share});
     // One decomposition: at every rank the best subspace, whose share and residual are known.
     const double svd_ms = median_ms(1, [&](std::int64_t) {
       reload();
       ops.exact_polar(*stream, shape, stack.as<float>());
       stream->synchronize();
     });
-    measured.push_back({"SVD, full", rows, svd_ms, captured(stack.as<float>()), 0});
+    const double svd_share = captured(stack.as<float>());
+    measured.push_back({"SVD, full", rows, svd_ms, svd_share, 0, svd_share});
     for (std::int64_t rank = rows / 16; rank <= rows / 2 && rank > 0; rank *= 2) {
       const auto low_rank = [&](const char* name, Sketch kind, int power) {
         const double ms = median_ms(command.repeats, [&](std::int64_t i) {
@@ -134,16 +148,15 @@ Exit run_bench_orthogonalize(const BenchCommand& command) {
           ops.newton_schulz(*stream, {1, rank, cols}, spec, factor.as<float>(), scratch.as<float>());
           stream->synchronize();
         });
+        // Of the last call: Z = msgn(B) as it was computed, and from the basis that it left B = Q^T X again, which Z
+        // took the place of. <X, Q Z> = <B, Z>.
+        const std::vector<float> z = download(device, *stream, factor.as<float>(), rank * cols);
         ops.project(*stream, shape, rank, basis.as<float>(), matrix.data(), factor.as<float>());
-        std::vector<float> b(static_cast<std::size_t>(rank * cols));
-        device.download(*stream, b.data(), factor.data(), b.size() * sizeof(float));
-        stream->synchronize();
-        double kept = 0;
-        for (const float value : b) kept += static_cast<double>(value) * static_cast<double>(value);
-        const double residual = std::sqrt(std::max(0.0, 1 - kept / matrix.squares()));
+        const std::vector<float> b = download(device, *stream, factor.as<float>(), rank * cols);
+        const double residual = std::sqrt(std::max(0.0, 1 - inner_product(b, b) / matrix.squares()));
         double share = 0;  // of the exact polar factor of Q^T X
         for (const double sigma : singular_values(b, rank, cols)) share += sigma / matrix.nuclear_norm();
-        measured.push_back({name, rank, ms, share, residual});
+        measured.push_back({name, rank, ms, share, residual, inner_product(b, z) / matrix.nuclear_norm()});
       };
       low_rank("columns", Sketch::columns, 0);
       low_rank("gaussian", Sketch::gaussian, 0);
@@ -157,14 +170,15 @@ Exit run_bench_orthogonalize(const BenchCommand& command) {
           left += sigmas[j] * sigmas[j] / matrix.squares();
         }
       }
-      measured.push_back({"exact", rank, svd_ms, share, std::sqrt(left)});
+      measured.push_back({"exact", rank, svd_ms, share, std::sqrt(left), std::nullopt});
     }
     Table table;
     table.title = fmt::format("singular values {}", spectrum.name);
-    table.headers = {"method", "rank", "ms", "times faster", "captured", "residual"};
+    table.headers = {"method", "rank", "ms", "times faster", "captured", "by its output", "residual"};
     for (const Row& row : measured) {
       table.rows.push_back({row.method, fmt::format("{}", row.rank), fmt::format("{:.2f}", row.ms),
                             fmt::format("{:.1f}", full_ms / row.ms), fmt::format("{:.3f}", row.captured),
+                            row.by_output ? fmt::format("{:.3f}", *row.by_output) : "-",
                             fmt::format("{:.3f}", row.residual)});
       results.push_back({{"spectrum", spectrum.name},
                          {"method", row.method},
@@ -172,6 +186,7 @@ Exit run_bench_orthogonalize(const BenchCommand& command) {
                          {"ms", row.ms},
                          {"captured", row.captured},
                          {"residual", row.residual}});
+      if (row.by_output) results.back()["captured_by_output"] = *row.by_output;
     }
     console.table(table);
   }

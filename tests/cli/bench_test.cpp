@@ -1,5 +1,6 @@
 // The benchmarks that need no config: they run, and what they write can be read.
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <set>
 #include <sstream>
@@ -96,6 +97,51 @@ TEST(Bench, orthogonalize_tells_what_each_subspace_keeps) {
       EXPECT_LT(captured, most.at("captured").get<double>()) << each;
     }
   }
+}
+
+// What the five steps of the Polar Express (arXiv 2505.16932) make of a singular value.
+double polar_express(double sigma) {
+  constexpr double kSteps[][3] = {{8.156554524902461, -22.48329292557795, 15.878769915207462},
+                                  {4.042929935166739, -2.808917465908714, 0.5000178451051316},
+                                  {3.8916678022926607, -2.772484153217685, 0.5060648178503393},
+                                  {3.285753657755655, -2.3681294933425376, 0.46449024233003106},
+                                  {2.3465413258596377, -1.7097828382687081, 0.42323551169305323}};
+  for (const auto& [a, b, c] : kSteps) sigma *= a + sigma * sigma * (b + c * sigma * sigma);
+  return sigma;
+}
+
+TEST(Bench, orthogonalize_reads_what_was_put_out) {
+  const Workspace folder;
+  expect_ended(folder.run({"bench", "orthogonalize", "--size", "32", "--columns", "48", "--repeats", "2", "--device",
+                           "cpu", "--threads", "1", "--json", "out.json"}),
+               0);
+  double squares = 0, sum = 0, put_out = 0;
+  for (int j = 1; j <= 32; ++j) squares += 1.0 / j;
+  for (int j = 1; j <= 32; ++j) {
+    const double sigma = 1 / std::sqrt(j);
+    sum += sigma;
+    put_out += sigma * polar_express(sigma / (1.02 * std::sqrt(squares)));
+  }
+  const json results = json::parse(folder.read("out.json")).at("results");
+  int low = 0;
+  for (const json& each : results) {
+    EXPECT_EQ(each.contains("captured_by_output"), each.at("method") != "exact") << each;
+    if (each.at("spectrum") != "i^-0.5" || each.at("method") == "exact") continue;
+    const double captured = each.at("captured").get<double>();
+    const double measured = each.at("captured_by_output").get<double>();
+    if (each.at("method") == "Newton-Schulz, full") {
+      EXPECT_NEAR(measured, put_out / sum, 1e-4) << "of these singular values it is known";
+    } else if (each.at("method") == "SVD, full") {
+      EXPECT_NEAR(measured, 1.0, 1e-5);
+    } else {
+      // The steps end between 0.859 and 1.141, so much below and above the exact polar factor; of several singular
+      // values the mean is closer.
+      const double tolerance = each.at("rank") < 8 ? 0.142 : 0.08;
+      EXPECT_NEAR(measured / captured, 1.0, tolerance) << each;
+      ++low;
+    }
+  }
+  EXPECT_EQ(low, 4 * 4) << "ranks and sketches";
 }
 
 }  // namespace
