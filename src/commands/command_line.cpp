@@ -117,10 +117,14 @@ void add_eval(CLI::App& app, EvalCommand& command, Action& action) {
   eval.add_option("checkpoint", command.checkpoint, "A checkpoint, a run directory, or a model folder of transformers'")
       ->required()
       ->type_name("CHECKPOINT");
-  eval.add_option("--data", command.data, "Glob of token shards")->required()->type_name("GLOB");
-  eval.add_option("--tokens", command.tokens, "Evaluate exactly so many targets; 0 is all")
-      ->check(at_least(0))
-      ->capture_default_str();
+  eval.add_option("--data", command.data,
+                  "Glob of token shards, relative to the current directory; default: data.validation of the run that "
+                  "made the checkpoint. A model folder without its run needs it.")
+      ->type_name("GLOB");
+  eval.add_option("--tokens", command.tokens,
+                  "Evaluate exactly so many targets; 0 is all. Default: all of --data; without --data, "
+                  "validation.tokens of the run.")
+      ->check(at_least(0));
   eval.add_option("--sequence-length", command.sequence_length, "Tokens a window; 0 is what the model was trained with")
       ->check(at_least(0))
       ->capture_default_str();
@@ -129,7 +133,10 @@ void add_eval(CLI::App& app, EvalCommand& command, Action& action) {
       ->capture_default_str();
   eval.add_flag("--json", command.json, "Print one JSON object instead of a sentence");
   add_device(eval, command.device, command.threads);
-  eval.footer("Example:\n  polaron eval runs/quickstart --data 'data/quickstart/validation_*.bin'");
+  eval.footer(
+      "Examples:\n"
+      "  polaron eval runs/quickstart\n"
+      "  polaron eval runs/quickstart --data 'data/quickstart/validation_*.bin'");
   eval.callback([&command, &action] { action = [&command] { return run_eval(command); }; });
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <exception>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,9 +23,9 @@ struct TrainCommand {
 
 struct EvalCommand {
   std::string checkpoint;
-  std::string data;
-  std::int64_t tokens = 0;           // 0: all
-  std::int64_t sequence_length = 0;  // 0: what the model was trained with
+  std::optional<std::string> data;     // none: the run's data.validation,
+  std::optional<std::int64_t> tokens;  // and as many as its validation.tokens; 0: all, also where data alone is given
+  std::int64_t sequence_length = 0;    // 0: what the model was trained with
   std::int64_t micro_batch = 8;
   std::string device = "auto";
   int threads = 0;

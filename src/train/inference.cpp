@@ -14,6 +14,14 @@ ActivationShape shape_for(std::int64_t sequences, std::int64_t length) {
   return shape;
 }
 
+// Of the config of the checkpoint's run; `missing` where it does not say. The rest of the config may be of a version
+// that this one does not read.
+template <class T>
+T run_setting(const CheckpointReader& checkpoint, const char* pointer, const T& missing) {
+  if (!checkpoint.resumable()) return missing;
+  return nlohmann::json::parse(checkpoint.state().config).value(nlohmann::json::json_pointer(pointer), missing);
+}
+
 }  // namespace
 
 InferenceModel::InferenceModel(const CheckpointReader& checkpoint, const std::string& device, int threads,
@@ -30,16 +38,20 @@ InferenceModel::InferenceModel(const CheckpointReader& checkpoint, const std::st
 }
 
 double trained_share(const CheckpointReader& checkpoint) {
-  if (!checkpoint.resumable()) return 1.0;
-  const auto config = nlohmann::json::parse(checkpoint.state().config);
-  const std::int64_t steps = config.value(nlohmann::json::json_pointer("/training/steps"), std::int64_t{0});
+  const auto steps = run_setting(checkpoint, "/training/steps", std::int64_t{0});
   return steps > 0 ? std::min(1.0, static_cast<double>(checkpoint.state().step) / static_cast<double>(steps)) : 1.0;
 }
 
 std::int64_t trained_sequence_length(const CheckpointReader& checkpoint) {
-  if (!checkpoint.resumable()) return checkpoint.model().context_length;
-  const auto config = nlohmann::json::parse(checkpoint.state().config);
-  return config.value(nlohmann::json::json_pointer("/training/sequence_length"), checkpoint.model().context_length);
+  return run_setting(checkpoint, "/training/sequence_length", checkpoint.model().context_length);
+}
+
+std::optional<TrainedValidation> trained_validation(const CheckpointReader& checkpoint) {
+  TrainedValidation result;
+  result.pattern = run_setting(checkpoint, "/data/validation", result.pattern);
+  result.tokens = run_setting(checkpoint, "/validation/tokens", result.tokens);
+  if (result.pattern.empty()) return std::nullopt;
+  return result;
 }
 
 }  // namespace polaron

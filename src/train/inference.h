@@ -39,4 +39,13 @@ double trained_share(const CheckpointReader& checkpoint);
 // The sequence length that the checkpoint's run trained with; the context length where it does not say.
 std::int64_t trained_sequence_length(const CheckpointReader& checkpoint);
 
+// What the checkpoint's run measured itself on, data.validation (relative to the current directory) and
+// validation.tokens (0: all) of its config.
+struct TrainedValidation {
+  std::string pattern;
+  std::int64_t tokens = 0;
+};
+// Nothing where the checkpoint has no run's config, or the run no validation.
+std::optional<TrainedValidation> trained_validation(const CheckpointReader& checkpoint);
+
 }  // namespace polaron

@@ -1,4 +1,4 @@
-// What runs compute and record, and what eval and generate make of them.
+// What runs compute and record, and what generate and init-from make of them.
 #include <algorithm>
 #include <cmath>
 
@@ -248,36 +248,7 @@ TEST(Overflow, of_the_last_update_leaves_no_checkpoint_either) {
   EXPECT_TRUE(folder.checkpoints("b").empty());
 }
 
-// Eval, generate, init-from -------------------------------------------------------------------------------------------
-
-TEST(Eval, equals_the_run_s_own_last_validation) {
-  const Workspace folder;
-  folder.write_data();
-  folder.train("a");
-  folder.train("b", {{"validation", {{"tokens", 333}}}});
-  const json all = folder.eval("runs/a");
-  EXPECT_DOUBLE_EQ(all.at("loss"), folder.metrics("a", "validation").back().at("val_loss"));
-  EXPECT_EQ(all.at("tokens"), 1499);
-  EXPECT_DOUBLE_EQ(all.at("perplexity").get<double>(), std::exp(all.at("loss").get<double>()));
-  const json some = folder.eval("runs/b", {"--tokens", "333"});
-  EXPECT_DOUBLE_EQ(some.at("loss"), folder.metrics("b", "validation").back().at("val_loss"));
-  EXPECT_EQ(some.at("tokens"), 333);
-  const Outcome sentence = folder.run({"eval", "runs/a", "--data", "data/validation_*.bin", "--threads", "1"});
-  expect_ended(sentence, 0);
-  EXPECT_TRUE(contains(sentence.out, "over 1499 tokens in windows of 16")) << sentence.out;
-}
-
-TEST(Eval, does_not_depend_on_the_micro_batch) {
-  const Workspace folder;
-  folder.write_data();
-  folder.train("a");
-  const double loss = folder.eval("runs/a", {"--micro-batch", "1"}).at("loss");
-  for (const char* micro_batch : {"3", "8", "1000000000000"}) {
-    const json result = folder.eval("runs/a", {"--micro-batch", micro_batch});
-    EXPECT_NEAR(result.at("loss").get<double>(), loss, 1e-6) << micro_batch;
-    EXPECT_EQ(result.at("tokens"), 1499);
-  }
-}
+// Generate, init-from -------------------------------------------------------------------------------------------------
 
 TEST(InitFrom, starts_from_the_same_weights_with_a_fresh_optimizer) {
   const Workspace folder;
