@@ -122,8 +122,8 @@ void add_eval(CLI::App& app, EvalCommand& command, Action& action) {
                   "made the checkpoint. A model folder without its run needs it.")
       ->type_name("GLOB");
   eval.add_option("--tokens", command.tokens,
-                  "Evaluate exactly so many targets; 0 is all. Default: all of --data; without --data, "
-                  "validation.tokens of the run.")
+                  "Evaluate the first so many targets, or all where there are fewer; 0 is all. Default: all of --data; "
+                  "without --data, validation.tokens of the run.")
       ->check(at_least(0));
   eval.add_option("--sequence-length", command.sequence_length, "Tokens a window; 0 is what the model was trained with")
       ->check(at_least(0))

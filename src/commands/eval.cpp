@@ -60,6 +60,8 @@ Exit run_eval(const EvalCommand& command) {
   const std::int64_t tokens = ValidationReader(options).tokens();
   options.micro_batch = std::min(command.micro_batch, (tokens + length - 1) / length);
   ValidationReader reader(options);
+  const std::string note = reader.shortened_note(command.tokens ? "--tokens" : "validation.tokens");
+  if (!note.empty()) log::warn(note);
 
   InferenceModel model(checkpoint, command.device, command.threads, options.micro_batch, length);
   const auto communicator = make_single_process_communicator();

@@ -48,6 +48,12 @@ ValidationReader::ValidationReader(ValidationOptions options)
   micro_batches_ = (used + per_round - 1) / per_round;
 }
 
+std::string ValidationReader::shortened_note(const std::string& setting) const {
+  if (options_.tokens <= available_) return {};
+  return fmt::format("{} is {}, but {} holds {}: using all of them.", setting, options_.tokens, options_.pattern,
+                     available_);
+}
+
 std::optional<Batch> ValidationReader::next() {
   if (next_ == micro_batches_) return std::nullopt;
   Batch batch = make_batch(options_.micro_batch, format_);

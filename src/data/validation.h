@@ -42,7 +42,8 @@ class ValidationReader {
 
   std::int64_t tokens() const { return tokens_; }        // targets over all processes: as asked, or fewer:
   std::int64_t available() const { return available_; }  // targets that the files hold
-  bool shortened() const { return options_.tokens > available_; }
+  // What to tell a person who asked for more targets than the files hold by the setting of this name; empty: not so.
+  std::string shortened_note(const std::string& setting) const;
   std::int64_t micro_batches() const { return micro_batches_; }  // of each process
 
  private:

@@ -152,10 +152,7 @@ Session::Session(Config given, bool initialize, Communicator& communicator_, Cho
   if (!config.data.validation.empty()) {
     check_splits(config.data.train, config.data.validation, vocabulary ? &*vocabulary : nullptr);
     validation.emplace(validation_options(config, communicator, separator()));
-    if (validation->shortened()) {
-      log::warn(fmt::format("validation.tokens is {}, but {} holds {}: using all of them.", config.validation.tokens,
-                            config.data.validation, validation->available()));
-    }
+    if (const std::string note = validation->shortened_note("validation.tokens"); !note.empty()) log::warn(note);
   }
   fit.check(memory);
   stream = backend.device().make_stream();

@@ -79,6 +79,22 @@ TEST(Eval, takes_data_and_tokens_over_the_run_s_own) {
   EXPECT_EQ(other.notes, "");
 }
 
+TEST(Eval, of_more_tokens_than_there_are_evaluates_all_and_says_so) {
+  const Workspace folder;
+  folder.write_data();
+  const std::string note = " is 1500, but data/validation_*.bin holds 1499: using all of them.\n";
+  const Outcome trained = folder.train("a", {{"validation", {{"tokens", 1500}}}});
+  EXPECT_TRUE(contains(trained.err, "warning: validation.tokens" + note)) << trained.err;
+  const std::string pattern = "data/validation_*.bin";
+  const Evaluated given = evaluated(folder, "runs/a", {"--data", pattern, "--tokens", "1500"});
+  EXPECT_EQ(given.result.at("tokens"), 1499);
+  EXPECT_EQ(given.notes, "warning: --tokens" + note);
+  EXPECT_EQ(evaluated(folder, "runs/a", {"--data", pattern, "--tokens", "1499"}).notes, "") << "as many as there are";
+  const Evaluated own = evaluated(folder, "runs/a");
+  EXPECT_EQ(own.result.at("tokens"), 1499);
+  EXPECT_TRUE(own.notes.ends_with("\nwarning: validation.tokens" + note)) << own.notes;
+}
+
 TEST(Eval, without_data_looks_below_the_current_directory_as_training_does) {
   const Workspace folder;
   folder.write_data();

@@ -93,13 +93,13 @@ TEST_F(ValidationTest, says_when_the_files_hold_fewer_targets_than_asked) {
   auto asked = options();
   asked.tokens = 32;
   const ValidationReader reader(asked);
-  EXPECT_TRUE(reader.shortened());
+  EXPECT_EQ(reader.shortened_note("tokens"), "tokens is 32, but " + asked.pattern + " holds 31: using all of them.");
   EXPECT_EQ(reader.tokens(), 31);
   EXPECT_EQ(reader.available(), 31);
   asked.tokens = 31;
-  EXPECT_FALSE(ValidationReader(asked).shortened());
+  EXPECT_EQ(ValidationReader(asked).shortened_note("tokens"), "");
   asked.tokens = 0;
-  EXPECT_FALSE(ValidationReader(asked).shortened());
+  EXPECT_EQ(ValidationReader(asked).shortened_note("tokens"), "");
   EXPECT_EQ(ValidationReader(asked).tokens(), 31);
 }
 
