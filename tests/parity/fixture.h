@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "io/safetensors.h"
+#include "model/window.h"
 #include "support/tiny_model.h"
 #include "train/checkpoint.h"
 #include "train/huggingface.h"
@@ -20,6 +21,7 @@ inline std::filesystem::path fixtures() {
 }
 
 inline constexpr const char* kFixtureModels[] = {"gpt2", "gpt2_variant", "llama", "llama_variant"};
+inline constexpr const char* kModdedModels[] = {"modded_gpt2", "modded_llama"};  // not transformers'
 
 inline std::vector<float> read_floats(const SafetensorsReader& file, const std::string& name) {
   std::size_t n = 1;
@@ -33,6 +35,29 @@ inline std::vector<std::int32_t> read_integers(const SafetensorsReader& file, co
   std::vector<std::int32_t> values(file.at(name).bytes() / sizeof(std::int32_t));
   file.read(name, std::as_writable_bytes(std::span(values)));
   return values;
+}
+
+// The fixture's tokens; for a model with windows, which must be one of documents too, what its rows see at that share
+// of a run.
+inline HostBatch read_batch(const SafetensorsReader& expected, const TransformerConfig& model, double progress = 1.0) {
+  const std::vector<std::int64_t>& shape = expected.at("ids").shape;
+  HostBatch batch{shape.at(0), shape.at(1), read_integers(expected, "ids"), read_integers(expected, "targets"), {}, {}};
+  if (model.window_block == 0) return batch;
+  const std::int32_t separator = read_integers(expected, "separator").at(0);
+  const auto length = static_cast<std::size_t>(batch.length);
+  const std::int64_t window = window_blocks(model, progress);
+  batch.document_start.resize(batch.tokens.size());
+  batch.short_window.resize(batch.tokens.size());
+  for (std::size_t first = 0; first < batch.tokens.size(); first += length) {
+    std::vector<std::int32_t> start(length);
+    for (std::size_t t = 0; t < length; ++t) {
+      const std::int32_t before = t == 0 ? 0 : start[t - 1];
+      start[t] = batch.tokens[first + t] == separator ? static_cast<std::int32_t>(t) : before;
+    }
+    block_window(start, model.window_block, window, std::span(batch.document_start).subspan(first, length));
+    block_window(start, model.window_block, window / 2, std::span(batch.short_window).subspan(first, length));
+  }
+  return batch;
 }
 
 // The weights of a Hugging Face folder in a model for micro-batches of at most that shape.

@@ -19,6 +19,7 @@ Models, all random, with every bias and norm gain randomised so that nothing is 
     llama_variant  inner size 85 (odd, so that storage is padded), 4 heads on 1, rope_theta 500000, tied embeddings;
                    config.json in the form of transformers 4 (rope_theta and torch_dtype at top level; transformers 5
                    writes rope_parameters and dtype, as in llama/config.json)
+    modded_gpt2, modded_llama   see modded_torch.py; a folder as polaron writes it, not as transformers does
 
 fixtures/MODEL/config.json, model.safetensors   a Hugging Face folder, fp32
 
@@ -30,6 +31,11 @@ fixtures/MODEL/expected.safetensors   computed in float64 throughout (also where
     loss          fp32  [1]       mean cross-entropy over the B*T targets
     grad.NAME     fp32            d loss / d NAME, shape of NAME, for every parameter NAME of the transformers model (a
                                   tied head is part of the embedding's gradient and has no entry of its own)
+    of the modded models also (their logits are of the V tokens that exist, their loss of all softmax entries):
+    separator     int32 [1]       token that opens a document
+    progress      fp32  [n]       shares of a run; all of the above is with the windows at the first
+    windows       int32 [n]       long window at each, in blocks of tokens
+    losses        fp32  [n]       loss at each
 
 fixtures/curves.safetensors
     ids           int32 [20,B,T+1]  batch i: inputs ids[i,:,:T], targets ids[i,:,1:]. T is shorter than the models'
@@ -61,6 +67,7 @@ import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
+import modded_torch
 import numpy as np
 import torch
 import torch.optim._muon as torch_muon
@@ -382,6 +389,11 @@ def make_all(out: Path) -> None:
         folder.mkdir(parents=True)
         write_model(name, make_model(name), folder)
         write_expected(name, folder)
+    for name in modded_torch.MODELS:
+        folder = out / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        modded_torch.write_model(name, folder)
     write_curves(out)
     for file in out.rglob("*.safetensors"):
         file.chmod(0o644)

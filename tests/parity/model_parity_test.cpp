@@ -1,4 +1,5 @@
-// Logits, loss and every gradient of small Hugging Face models, as transformers computes them (in float64).
+// Logits, loss and every gradient of small models as PyTorch computes them (in float64): GPT-2 and LLaMA by
+// transformers, the modded models by modded_torch.py.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -18,11 +19,12 @@ using test::TinyModel;
 class ModelParity : public testing::TestWithParam<const char*> {
  protected:
   ModelParity()
-      : folder_(test::fixtures() / GetParam()), checkpoint_(folder_), expected_(folder_ / "expected.safetensors") {
-    const std::vector<std::int64_t>& shape = expected_.at("ids").shape;
-    batch_ = {
-        shape.at(0), shape.at(1), test::read_integers(expected_, "ids"), test::read_integers(expected_, "targets"), {}};
-  }
+      : folder_(test::fixtures() / GetParam()),
+        checkpoint_(folder_),
+        expected_(folder_ / "expected.safetensors"),
+        progress_(expected_.find("progress") == nullptr ? std::vector<float>{1.0F}
+                                                        : test::read_floats(expected_, "progress")),
+        batch_(test::read_batch(expected_, checkpoint_.model(), progress_.at(0))) {}
 
   ActivationShape shape() const { return test::shape_for(batch_.sequences, batch_.length); }
   double expected_loss() const { return test::read_floats(expected_, "loss").at(0); }
@@ -67,10 +69,11 @@ class ModelParity : public testing::TestWithParam<const char*> {
   std::filesystem::path folder_;
   CheckpointReader checkpoint_;
   SafetensorsReader expected_;
+  std::vector<float> progress_;  // shares of a run whose windows are compared; at the first of them, gradients too
   HostBatch batch_;
 };
 
-TEST_P(ModelParity, logits_are_those_of_transformers) {
+TEST_P(ModelParity, logits_are_those_of_pytorch) {
   ActivationShape evaluation = shape();
   evaluation.backward = false;
   TinyModel model(checkpoint_.model(), evaluation);
@@ -86,7 +89,7 @@ TEST_P(ModelParity, logits_are_those_of_transformers) {
   EXPECT_NEAR(model.loss_sum(batch_) / static_cast<double>(batch_.rows()), expected_loss(), 1e-6);
 }
 
-TEST_P(ModelParity, loss_and_gradients_are_those_of_transformers) {
+TEST_P(ModelParity, loss_and_gradients_are_those_of_pytorch) {
   TinyModel model(checkpoint_.model(), shape());
   EXPECT_NEAR(train(model, batch_.sequences), expected_loss(), 1e-6);
   expect_gradients(model);
@@ -120,8 +123,42 @@ TEST_P(ModelParity, gradients_are_the_same_on_two_threads) {
   expect_gradients(model);
 }
 
-INSTANTIATE_TEST_SUITE_P(Fixtures, ModelParity, testing::ValuesIn(test::kFixtureModels),
-                         [](const auto& test) { return std::string(test.param); });
+std::string name_of_model(const testing::TestParamInfo<const char*>& chosen) { return chosen.param; }
+
+INSTANTIATE_TEST_SUITE_P(Fixtures, ModelParity, testing::ValuesIn(test::kFixtureModels), name_of_model);
+INSTANTIATE_TEST_SUITE_P(Modded, ModelParity, testing::ValuesIn(test::kModdedModels), name_of_model);
+
+class ModdedParity : public ModelParity {};
+
+TEST_P(ModdedParity, losses_are_those_of_pytorch_while_windows_grow) {
+  const std::vector<std::int32_t> windows = test::read_integers(expected_, "windows");
+  const std::vector<float> losses = test::read_floats(expected_, "losses");
+  ASSERT_EQ(windows.size(), progress_.size());
+  ASSERT_EQ(losses.size(), progress_.size());
+  TinyModel model(checkpoint_.model(), shape());
+  test::load(model, checkpoint_);
+  for (std::size_t i = 0; i < losses.size(); ++i) {
+    EXPECT_EQ(window_blocks(checkpoint_.model(), progress_[i]), windows[i]) << progress_[i];
+    const HostBatch batch = test::read_batch(expected_, checkpoint_.model(), progress_[i]);
+    EXPECT_NEAR(model.loss_sum(batch) / static_cast<double>(batch.rows()), losses[i], 1e-6) << windows[i];
+  }
+}
+
+// Beside the norm of all their gradients, which a small one hardly changes; those that the model does not use get none.
+TEST_P(ModdedParity, gradient_of_each_scalar_is_that_of_pytorch) {
+  TinyModel model(checkpoint_.model(), shape());
+  train(model, batch_.sequences);
+  const Parameter& scalars = model.table()[model.table().index("scalars")];
+  const std::vector<float> expected = test::read_floats(expected_, "grad.scalars");
+  const std::vector<float> gradients = model.gradients();
+  ASSERT_EQ(scalars.elements(), static_cast<std::int64_t>(expected.size()));
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    const float actual = gradients[static_cast<std::size_t>(scalars.offset) + i];
+    EXPECT_NEAR(actual, expected[i], 1e-4 * std::abs(static_cast<double>(expected[i]))) << "scalar " << i;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Modded, ModdedParity, testing::ValuesIn(test::kModdedModels), name_of_model);
 
 }  // namespace
 }  // namespace polaron
