@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "data/batch.h"
 #include "io/safetensors.h"
 #include "model/window.h"
 #include "support/tiny_model.h"
@@ -37,27 +38,41 @@ inline std::vector<std::int32_t> read_integers(const SafetensorsReader& file, co
   return values;
 }
 
-// The fixture's tokens; for a model with windows, which must be one of documents too, what its rows see at that share
-// of a run.
-inline HostBatch read_batch(const SafetensorsReader& expected, const TransformerConfig& model, double progress = 1.0) {
+// The fixture's tokens, with the starts of documents where it names their separator.
+inline Batch read_batch(const SafetensorsReader& expected) {
   const std::vector<std::int64_t>& shape = expected.at("ids").shape;
-  HostBatch batch{shape.at(0), shape.at(1), read_integers(expected, "ids"), read_integers(expected, "targets"), {}, {}};
-  if (model.window_block == 0) return batch;
+  Batch batch;
+  batch.sequences = shape.at(0);
+  batch.length = shape.at(1);
+  batch.tokens = read_integers(expected, "ids");
+  batch.targets = read_integers(expected, "targets");
+  batch.target_count = batch.sequences * batch.length;
+  if (expected.find("separator") == nullptr) return batch;
   const std::int32_t separator = read_integers(expected, "separator").at(0);
-  const auto length = static_cast<std::size_t>(batch.length);
-  const std::int64_t window = window_blocks(model, progress);
-  batch.document_start.resize(batch.tokens.size());
-  batch.short_window.resize(batch.tokens.size());
-  for (std::size_t first = 0; first < batch.tokens.size(); first += length) {
-    std::vector<std::int32_t> start(length);
-    for (std::size_t t = 0; t < length; ++t) {
-      const std::int32_t before = t == 0 ? 0 : start[t - 1];
-      start[t] = batch.tokens[first + t] == separator ? static_cast<std::int32_t>(t) : before;
-    }
-    block_window(start, model.window_block, window, std::span(batch.document_start).subspan(first, length));
-    block_window(start, model.window_block, window / 2, std::span(batch.short_window).subspan(first, length));
+  std::int32_t start = 0;
+  for (std::size_t i = 0; i < batch.tokens.size(); ++i) {
+    const auto t = static_cast<std::int32_t>(i % static_cast<std::size_t>(batch.length));
+    if (t == 0 || batch.tokens[i] == separator) start = t;
+    batch.document_start.push_back(start);
   }
   return batch;
+}
+
+// The same with what each row sees: of its document and, in a model with windows, of long ones of so many blocks and
+// short ones of half as many.
+inline HostBatch with_windows(const Batch& batch, const TransformerConfig& model, std::int64_t blocks) {
+  HostBatch result{batch.sequences, batch.length, batch.tokens, batch.targets, batch.document_start, {}};
+  if (model.window_block == 0) return result;
+  result.short_window.resize(batch.tokens.size());
+  for (std::int64_t b = 0; b < batch.sequences; ++b) {
+    const auto sequence = [&](auto& rows) {
+      return std::span(rows).subspan(static_cast<std::size_t>(b * batch.length),
+                                     static_cast<std::size_t>(batch.length));
+    };
+    block_window(sequence(batch.document_start), model.window_block, blocks, sequence(result.document_start));
+    block_window(sequence(batch.document_start), model.window_block, blocks / 2, sequence(result.short_window));
+  }
+  return result;
 }
 
 // The weights of a Hugging Face folder in a model for micro-batches of at most that shape.

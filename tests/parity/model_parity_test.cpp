@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "parity/fixture.h"
+#include "train/device_batch.h"
 
 namespace polaron {
 namespace {
@@ -22,11 +23,12 @@ class ModelParity : public testing::TestWithParam<const char*> {
       : folder_(test::fixtures() / GetParam()),
         checkpoint_(folder_),
         expected_(folder_ / "expected.safetensors"),
-        progress_(expected_.find("progress") == nullptr ? std::vector<float>{1.0F}
-                                                        : test::read_floats(expected_, "progress")),
-        batch_(test::read_batch(expected_, checkpoint_.model(), progress_.at(0))) {}
+        batch_(test::with_windows(test::read_batch(expected_), checkpoint_.model(), first_window())) {}
 
   ActivationShape shape() const { return test::shape_for(batch_.sequences, batch_.length); }
+  std::int64_t first_window() const {  // in blocks, where the model has windows
+    return expected_.find("windows") == nullptr ? 0 : test::read_integers(expected_, "windows").at(0);
+  }
   double expected_loss() const { return test::read_floats(expected_, "loss").at(0); }
 
   // Forward and backward in micro-batches of that many sequences; the mean loss.
@@ -69,7 +71,6 @@ class ModelParity : public testing::TestWithParam<const char*> {
   std::filesystem::path folder_;
   CheckpointReader checkpoint_;
   SafetensorsReader expected_;
-  std::vector<float> progress_;  // shares of a run whose windows are compared; at the first of them, gradients too
   HostBatch batch_;
 };
 
@@ -130,17 +131,24 @@ INSTANTIATE_TEST_SUITE_P(Modded, ModelParity, testing::ValuesIn(test::kModdedMod
 
 class ModdedParity : public ModelParity {};
 
+// By the code that a run takes its windows from.
 TEST_P(ModdedParity, losses_are_those_of_pytorch_while_windows_grow) {
+  const std::vector<float> progress = test::read_floats(expected_, "progress");
   const std::vector<std::int32_t> windows = test::read_integers(expected_, "windows");
   const std::vector<float> losses = test::read_floats(expected_, "losses");
-  ASSERT_EQ(windows.size(), progress_.size());
-  ASSERT_EQ(losses.size(), progress_.size());
+  ASSERT_EQ(windows.size(), progress.size());
+  ASSERT_EQ(losses.size(), progress.size());
   TinyModel model(checkpoint_.model(), shape());
   test::load(model, checkpoint_);
+  BatchUploader uploader(model.backend().device(), checkpoint_.model(), batch_.rows());
+  DeviceScalar<double> sum(model.backend().device());
   for (std::size_t i = 0; i < losses.size(); ++i) {
-    EXPECT_EQ(window_blocks(checkpoint_.model(), progress_[i]), windows[i]) << progress_[i];
-    const HostBatch batch = test::read_batch(expected_, checkpoint_.model(), progress_[i]);
-    EXPECT_NEAR(model.loss_sum(batch) / static_cast<double>(batch.rows()), losses[i], 1e-6) << windows[i];
+    EXPECT_EQ(window_blocks(checkpoint_.model(), progress[i]), windows[i]) << "at " << progress[i];
+    uploader.set_progress(progress[i]);
+    const DeviceBatch batch = uploader.upload(model.stream(), test::read_batch(expected_));
+    sum.zero(model.stream());
+    model.transformer().forward_loss(model.stream(), batch, sum.device());
+    EXPECT_NEAR(sum.get(model.stream()) / static_cast<double>(batch_.rows()), losses[i], 1e-6) << windows[i];
   }
 }
 
