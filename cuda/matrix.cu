@@ -14,8 +14,7 @@ constexpr std::int64_t kMostOfGroup = std::int64_t{1} << 28U;    // elements a g
 constexpr std::int64_t kMostOfProduct = std::int64_t{1} << 26U;  // elements of directions at a time
 
 // A product with a sketch or a basis: its operands may be rounded to TF32. That is finer than bf16, to which the
-// authors of arXiv 2509.11983 round both. The Gram matrices of orthonormal_basis are not of that kind: their small
-// eigenvalues would drown.
+// authors of arXiv 2509.11983 round both. Gram matrices are not of that kind: their small eigenvalues would drown.
 GemmCall sketch_product(std::int64_t count, std::int64_t m, std::int64_t n, std::int64_t k, const GemmMatrix& a,
                         const GemmMatrix& b, const MatrixBatch& c) {
   GemmCall call = product_of(count, m, n, k, a, b, c);
@@ -85,7 +84,8 @@ class CudaMatrixOps final : public MatrixOps {
 
   // Cholesky-QR: three passes of Q <- Q L^-T with L L^T = Q^T Q + shift; the first one reads the sketch divided by its
   // norm, for Q^T Q could overflow or underflow otherwise. The shifts of the passes make columns too short by sqrt(1 +
-  // shift): the last one mends that.
+  // shift): the last one mends that. Where Q is rounded to TF32 its span moves by that much and no more, for rounding
+  // L^-T changes no span, and the next pass has the Gram matrix of what is really there.
   void orthonormal_basis(Stream& stream, std::int64_t count, std::int64_t rows, std::int64_t rank, BasisMethod method,
                          float* sketch) override {
     check_rank(rank, rows);
@@ -101,7 +101,7 @@ class CudaMatrixOps final : public MatrixOps {
     for (int pass = 1; pass <= kPasses; ++pass) {
       gemm_(stream, product_of(count, rank, rank, rows, from.transposed(), from, grams));
       inverse_cholesky_factor(stream, count, rank, pass == kPasses, gram, inverses.f32(), gram + 2 * square);
-      gemm_(stream, product_of(count, rows, rank, rank, from, inverses.transposed(), to));
+      gemm_(stream, sketch_product(count, rows, rank, rank, from, inverses.transposed(), to));
       std::swap(from, to);
     }
   }

@@ -2,6 +2,7 @@
 // machine against double precision.
 #include <dlfcn.h>
 
+#include <cmath>
 #include <string>
 
 #include "cuda/cusolver.h"
@@ -36,6 +37,21 @@ TEST_P(BasisFamily, bases_are_orthonormal_and_span_the_sketch) {
       EXPECT_LT(relative_error(product(q, product(transposed(q), y)), y), 3e-6) << rows << "x" << rank;
     }
   });
+}
+
+TEST_P(BasisFamily, bases_in_tf32_are_orthonormal_and_span_the_sketch_to_its_rounding) {
+  machine.ops().set_tf32(true);
+  for (const auto& [rows, rank] : {std::pair<std::int64_t, std::int64_t>{90, 31}, {70, 65}, {200, 130}}) {
+    // Singular values down to 1e-2: a direction is moved by the rounding divided by its own.
+    std::vector<double> values;
+    for (std::int64_t i = 0; i < rank; ++i) {
+      values.push_back(std::pow(10.0, -2.0 * static_cast<double>(i) / static_cast<double>(rank)));
+    }
+    const Dense y = rounded(transposed(with_spectrum(rank, rows, values, 5)));
+    const Dense q = basis_of(BasisMethod::cholesky_qr, y);
+    EXPECT_LT(relative_error(product(transposed(q), q), identity(rank)), 1e-3) << rows << "x" << rank;
+    EXPECT_LT(relative_error(product(q, product(transposed(q), y)), y), 1e-3) << rows << "x" << rank;
+  }
 }
 
 TEST_P(BasisFamily, zero_columns_of_the_sketch_stay_zero_and_change_nothing_else) {
