@@ -52,7 +52,7 @@ class ModelCases {
 
  private:
   void add(std::string op, std::string shape, double flops, double bytes, std::function<Call(Memory&)> prepare) {
-    cases_.push_back({std::move(op), std::move(shape), flops, bytes, std::move(prepare)});
+    cases_.push_back({std::move(op), std::move(shape), flops, operands_of(m_.dtype), bytes, std::move(prepare)});
   }
   // A matrix product with weight [out, in] over n rows, as written in a table.
   static std::string product(std::int64_t n, std::int64_t in, std::int64_t out) {

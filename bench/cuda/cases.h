@@ -57,12 +57,20 @@ class Memory {
   std::uint32_t tensors_ = 0;
 };
 
+// What products multiply; sums are fp32. The rates of a device differ.
+enum class Operands : std::uint8_t { bf16, tf32, fp32 };
+inline const char* name_of(Operands operands) {
+  return operands == Operands::bf16 ? "bf16" : operands == Operands::tf32 ? "tf32" : "fp32";
+}
+inline Operands operands_of(DType dtype) { return dtype == DType::bf16 ? Operands::bf16 : Operands::fp32; }
+
 using Call = std::function<void(Backend&, Stream&)>;
 
 struct Case {
   std::string op;
   std::string shape;                     // in words
   double flops = 0;                      // of matrix products, the least that the op needs
+  Operands operands = Operands::bf16;    // of these products
   double bytes = 0;                      // every input read once, every output written once
   std::function<Call(Memory&)> prepare;  // makes operands; the call may be repeated
 };

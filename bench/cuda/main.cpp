@@ -25,8 +25,6 @@ struct Options {
   bool least = false;
   bool fp32 = false;
   bool floors = false;
-  double tflops = kH200.gemm_flops * 1e-12;
-  double terabytes = kH200.copy_bytes_per_s * 1e-12;
 };
 
 Options parse(int argc, char** argv, CLI::App& app) {
@@ -43,9 +41,6 @@ Options parse(int argc, char** argv, CLI::App& app) {
   app.add_flag("--least", options.least, "One call of everything: tries the program out");
   app.add_flag("--fp32", options.fp32, "fp32 instead of bf16");
   app.add_flag("--floors", options.floors, "Print arithmetic and traffic as markdown, measure nothing, need no device");
-  app.add_option("--tflops", options.tflops, "GEMM rate that --floors counts with, TFLOP/s")->capture_default_str();
-  app.add_option("--terabytes", options.terabytes, "Memory rate that --floors counts with, TB/s")
-      ->capture_default_str();
   app.parse(argc, argv);
   if (options.least) options.effort = least_effort();
   return options;
@@ -65,19 +60,29 @@ int measure(const Options& options) {
   Backend& backend = *chosen.backend;
   const auto stream = backend.device().make_stream();
   const Limits limits = measure_limits(backend, *stream, options.fp32 ? DType::f32 : DType::bf16, options.effort);
-  fmt::print("{}; largest product {:.1f} TFLOP/s, copy {:.1f} GB/s\n", chosen.why, limits.gemm_flops * 1e-12,
+  backend.set_tf32(!options.fp32);
+  const double largest = limits.rate(options.fp32 ? Operands::fp32 : Operands::bf16);
+  fmt::print("{}; largest product {:.1f} TFLOP/s, of TF32 {:.1f}, of fp32 {:.1f}; copy {:.1f} GB/s\n", chosen.why,
+             largest * 1e-12, limits.rate(Operands::tf32) * 1e-12, limits.rate(Operands::fp32) * 1e-12,
              limits.copy_bytes_per_s * 1e-9);
   nlohmann::ordered_json result = {{"device", chosen.why},
                                    {"dtype", options.fp32 ? "fp32" : "bf16"},
-                                   {"gemm_flops", limits.gemm_flops},
+                                   {"gemm_flops", largest},
+                                   {"gemm_flops_tf32", limits.rate(Operands::tf32)},
+                                   {"gemm_flops_fp32", limits.rate(Operands::fp32)},
                                    {"copy_bytes_per_s", limits.copy_bytes_per_s},
                                    {"cases", nlohmann::ordered_json::array()}};
   bool failed = false;
   for (const ModelShape& model : chosen_models(options)) {
     for (const Case& one : all_cases(model)) {
       if (one.op.find(options.only) == std::string::npos) continue;
-      nlohmann::ordered_json row = {{"model", model.name}, {"op", one.op},       {"shape", one.shape},
-                                    {"flops", one.flops},  {"bytes", one.bytes}, {"floor_ms", floor_ms(one, limits)}};
+      nlohmann::ordered_json row = {{"model", model.name},
+                                    {"op", one.op},
+                                    {"shape", one.shape},
+                                    {"flops", one.flops},
+                                    {"operands", name_of(one.operands)},
+                                    {"bytes", one.bytes},
+                                    {"floor_ms", floor_ms(one, limits)}};
       try {
         const double ms = time_case(backend, *stream, one, options.effort);
         row["ms"] = ms;
@@ -105,8 +110,7 @@ int main(int argc, char** argv) {
   try {
     const polaron::bench::Options options = polaron::bench::parse(argc, argv, app);
     if (!options.floors) return polaron::bench::measure(options);
-    fmt::print("{}", polaron::bench::floors_markdown(polaron::bench::chosen_models(options),
-                                                     {options.tflops * 1e12, options.terabytes * 1e12}));
+    fmt::print("{}", polaron::bench::floors_markdown(polaron::bench::chosen_models(options), polaron::bench::kH200));
     return 0;
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : static_cast<int>(polaron::Exit::usage);

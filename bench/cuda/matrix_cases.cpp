@@ -54,10 +54,11 @@ class MatrixCases {
  private:
   double elements() const { return static_cast<double>(shape_.count * shape_.elements()); }
   void add(const std::string& op, double flops, double bytes, std::function<Call(Memory&)> prepare,
-           std::int64_t rank = 0) {
+           std::int64_t rank = 0, Operands operands = Operands::bf16) {
     std::string shape = fmt::format("{} of {} x {}", shape_.count, shape_.rows, shape_.cols);
     if (rank > 0) shape += fmt::format(", rank {}", rank);
-    cases_.push_back({fmt::format("{}, {}", op, name_), shape, flops, bytes, std::move(prepare)});
+    cases_.push_back({fmt::format("{}, {}", op, name_), shape, flops,
+                      m_.dtype == DType::bf16 ? operands : Operands::fp32, bytes, std::move(prepare)});
   }
 
   void full() {
@@ -133,7 +134,7 @@ class MatrixCases {
             backend.matrix().orthonormal_basis(stream, s.count, s.rows, rank, BasisMethod::automatic, sketch);
           };
         },
-        rank);
+        rank, Operands::fp32);
     add(
         "projection", product, 4 * elements() + 4 * factors,
         [=](Memory& memory) -> Call {
@@ -144,7 +145,7 @@ class MatrixCases {
             backend.matrix().project(stream, s, rank, basis, stack, projected);
           };
         },
-        rank);
+        rank, Operands::tf32);
     newton_schulz("Newton-Schulz of the projection", {s.count, rank, s.cols}, rank);
     add(
         "low-rank update", product, (m_.dtype == DType::bf16 ? 10.0 : 8.0) * elements() + 4 * factors,
@@ -159,7 +160,7 @@ class MatrixCases {
                                             views(s, parameters, working));
           };
         },
-        rank);
+        rank, Operands::tf32);
   }
 
   ModelShape m_;

@@ -33,16 +33,35 @@ double median_ms(Stream& stream, const Effort& effort, QueuedCall call) {
 
 Effort least_effort() { return {1, 0.0, 0, 64, 1UL << 20U}; }
 
-Limits measure_limits(Backend& backend, Stream& stream, DType dtype, const Effort& effort) {
-  Limits limits;
+namespace {
+
+double gemm_rate(Backend& backend, Stream& stream, DType dtype, const Effort& effort) {
+  double rate = 0;
   for (std::int64_t n = std::min<std::int64_t>(effort.largest_product, 2048); n <= effort.largest_product; n *= 2) {
     Memory memory(backend, stream);
     const Tensor a = memory.random(dtype, n, n), b = memory.random(dtype, n, n), c = memory.zeros(dtype, n, n);
     const double ms = median_ms(
         stream, effort, [&](std::int64_t) { backend.linear().forward(stream, a, b, {}, Activation::none, c, {}); });
     const auto size = static_cast<double>(n);
-    limits.gemm_flops = std::max(limits.gemm_flops, 2 * size * size * size / (ms * 1e-3));
+    rate = std::max(rate, 2 * size * size * size / (ms * 1e-3));
   }
+  return rate;
+}
+
+}  // namespace
+
+Limits measure_limits(Backend& backend, Stream& stream, DType dtype, const Effort& effort) {
+  Limits limits;
+  const auto measure = [&](Operands operands) {
+    const DType type = operands == Operands::bf16 ? DType::bf16 : DType::f32;
+    backend.set_tf32(operands == Operands::tf32);
+    limits.gemm_flops[static_cast<std::size_t>(operands)] = gemm_rate(backend, stream, type, effort);
+  };
+  if (dtype == DType::bf16) {
+    measure(Operands::bf16);
+    measure(Operands::tf32);
+  }
+  measure(Operands::fp32);
   Memory memory(backend, stream);
   const auto floats = static_cast<std::int64_t>(effort.copied_bytes / sizeof(float));
   float* const from = memory.floats(floats);
@@ -54,7 +73,7 @@ Limits measure_limits(Backend& backend, Stream& stream, DType dtype, const Effor
 }
 
 double floor_ms(const Case& one, const Limits& limits) {
-  return 1e3 * std::max(one.flops / limits.gemm_flops, one.bytes / limits.copy_bytes_per_s);
+  return 1e3 * std::max(one.flops / limits.rate(one.operands), one.bytes / limits.copy_bytes_per_s);
 }
 
 double time_case(Backend& backend, Stream& stream, const Case& one, const Effort& effort) {

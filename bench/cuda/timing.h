@@ -1,6 +1,7 @@
 // How bench_kernels measures a case, and what the device can do at most.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <string>
 
@@ -20,9 +21,11 @@ struct Effort {
 Effort least_effort();  // one call of everything, small limits: for trying the program out
 
 struct Limits {
-  double gemm_flops = 0;        // FLOP/s of the largest square product of random bf16 (fp32 where bf16 is slow)
-  double copy_bytes_per_s = 0;  // bytes read and bytes written of a large copy
+  std::array<double, 3> gemm_flops{};  // FLOP/s of the largest square product of random numbers, by Operands
+  double copy_bytes_per_s = 0;         // bytes read and bytes written of a large copy
+  double rate(Operands operands) const { return gemm_flops[static_cast<std::size_t>(operands)]; }
 };
+// Without bf16 (for comparisons in fp32) only the rate of fp32. A backend without TF32 has fp32's rate for it.
 Limits measure_limits(Backend& backend, Stream& stream, DType dtype, const Effort& effort);
 
 // The larger of the times that arithmetic and traffic take at the limits, in milliseconds.
