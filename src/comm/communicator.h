@@ -66,6 +66,9 @@ std::unique_ptr<Communicator> make_single_process_communicator();
 // was, and this build has no MPI. At most one at a time.
 std::unique_ptr<Communicator> make_communicator();
 
+// How many processes of this machine use this process's device (on CPUs: all that compute on it). Collective.
+int processes_on(Communicator& processes, const DeviceInfo& device);
+
 // For a device whose memory the host cannot see: what is on the host goes on through `processes`, device memory through
 // `library` (null: there is none). Where that cannot be used, or processes share a device, device memory is staged: it
 // travels through host memory and MPI, which is said in a warning. Null on the CPU, where `processes` alone

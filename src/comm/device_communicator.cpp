@@ -141,14 +141,7 @@ std::string refusal_of(Attempt&& attempt) {
 
 // Who uses the same device of one machine; empty: everybody has one for itself.
 std::string sharing(Communicator& processes, const DeviceInfo& device) {
-  // 52 bits of FNV-1a of the address: a double holds them.
-  std::uint64_t hash = 14695981039346656037ULL;
-  for (const char c : device.address) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211ULL;
-  std::vector<double> devices(static_cast<std::size_t>(processes.local_size()), 0.0);
-  const auto ours = static_cast<double>(hash >> 12U);
-  devices[static_cast<std::size_t>(processes.local_rank())] = ours;
-  processes.sum_local(devices);
-  const auto users = std::count(devices.begin(), devices.end(), ours);
+  const int users = processes_on(processes, device);
   return first_said(
       processes,
       users > 1 ? fmt::format("{} processes share the device {} {}", users, device.name, device.address) : "");
@@ -173,6 +166,17 @@ std::unique_ptr<Collectives> make_collectives(Communicator& processes, Device& d
 
 }  // namespace
 
+int processes_on(Communicator& processes, const DeviceInfo& device) {
+  // 52 bits of FNV-1a of the address: a double holds them.
+  std::uint64_t hash = 14695981039346656037ULL;
+  for (const char c : device.address) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211ULL;
+  std::vector<double> devices(static_cast<std::size_t>(processes.local_size()), 0.0);
+  const auto ours = static_cast<double>(hash >> 12U);
+  devices[static_cast<std::size_t>(processes.local_rank())] = ours;
+  processes.sum_local(devices);
+  return static_cast<int>(std::count(devices.begin(), devices.end(), ours));
+}
+
 std::unique_ptr<Communicator> make_device_communicator(Communicator& processes, Device& device,
                                                        const CollectivesLibrary* library) {
   const DeviceInfo info = device.info();
@@ -194,7 +198,10 @@ std::unique_ptr<Communicator> make_device_communicator(Communicator& processes, 
     std::unique_ptr<Collectives> collectives = make_collectives(processes, device, *library, why);
     if (collectives != nullptr) return std::make_unique<DeviceCommunicator>(processes, std::move(collectives));
   }
-  log::warn(fmt::format("{}. Gradients and weights travel through host memory and MPI instead: right, but slow.", why));
+  log::warn(
+      fmt::format("{}. Gradients and weights travel through host memory and MPI instead: right, but slow. Start as "
+                  "many processes as there are GPUs, with NCCL where the loader finds it.",
+                  why));
   return std::make_unique<DeviceCommunicator>(processes, make_staging(processes, device));
 #else
   (void)library;

@@ -77,7 +77,7 @@ Exit run_plan(const PlanCommand& command) {
   const Ownership ownership(assignment, table, command.processes, config.parallel.exchange);
   std::string fitted;
   if (config.training.micro_batch == kAutoMicroBatch) {
-    const std::int64_t free = free_memory(chosen.backend->device(), 1);
+    const std::int64_t free = free_memory(chosen.backend->device());
     const std::int64_t count =
         largest_micro_batch(config, table, assignment, ownership, 0, *chosen.backend, filled_by_auto(free));
     config.training.micro_batch = std::max<std::int64_t>(1, count);

@@ -15,11 +15,7 @@ double in_gib(std::int64_t bytes) { return static_cast<double>(bytes) / (1024.0 
 
 }  // namespace
 
-std::int64_t free_memory(Device& device, int processes_here) {
-  const DeviceInfo info = device.info();
-  const auto free = static_cast<std::int64_t>(info.memory_free);
-  return info.kind == "cpu" ? free / processes_here : free;  // of GPUs each process has its own
-}
+std::int64_t free_memory(Device& device) { return static_cast<std::int64_t>(device.info().memory_free); }
 
 MemoryFit::MemoryFit(const Config& config, const ParameterTable& table, const Assignment& assignment,
                      const Ownership& ownership, Communicator& communicator, Backend& backend)
@@ -28,7 +24,9 @@ MemoryFit::MemoryFit(const Config& config, const ParameterTable& table, const As
       assignment_(assignment),
       ownership_(ownership),
       communicator_(communicator),
-      backend_(backend) {}
+      backend_(backend),
+      free_(free_memory(backend.device())),
+      sharing_(processes_on(communicator, backend.device().info())) {}
 
 std::int64_t MemoryFit::largest(Recompute recompute, std::int64_t bytes) const {
   Config changed = config_;
@@ -49,29 +47,27 @@ std::string MemoryFit::what_would_fit(std::int64_t bytes) const {
 }
 
 void MemoryFit::check(const MemoryPlan& memory) const {
-  Device& device = backend_.device();
-  const std::int64_t free = free_memory(device, 1);
-  if (free <= 0 || memory.total() <= free) return;
+  if (free_ <= 0 || memory.total() <= free_ / sharing_) return;
+  const std::string each = sharing_ > 1 ? fmt::format(" for each of the {} processes that share it", sharing_) : "";
   throw Error(
       Exit::device,
-      fmt::format("the run needs {:.2f} GiB of memory on {} (activations {:.2f} GiB), and {:.2f} GiB are free. {}; "
+      fmt::format("the run needs {:.2f} GiB of memory on {}{} (activations {:.2f} GiB), and {:.2f} GiB are free. {}; "
                   "`polaron plan` shows what each part takes.",
-                  in_gib(memory.total()), device.info().name, in_gib(memory.activations), in_gib(free),
-                  what_would_fit(free)));
+                  in_gib(memory.total()), backend_.device().info().name, each, in_gib(memory.activations),
+                  in_gib(free_), what_would_fit(free_ / sharing_)));
 }
 
 std::int64_t MemoryFit::choose_micro_batch() const {
-  const std::int64_t free = free_memory(backend_.device(), communicator_.local_size());
   std::vector<double> all(static_cast<std::size_t>(communicator_.size()));
   all[static_cast<std::size_t>(communicator_.rank())] =
-      static_cast<double>(largest(config_.training.recompute, filled_by_auto(free)));
+      static_cast<double>(largest(config_.training.recompute, filled_by_auto(free_ / sharing_)));
   communicator_.sum_host(all);
   return std::max<std::int64_t>(1, static_cast<std::int64_t>(*std::min_element(all.begin(), all.end())));
 }
 
 std::string MemoryFit::note(std::int64_t micro_batch) const {
   return fmt::format("training.micro_batch \"auto\": {}, the most that fit into {:.2f} GiB of free memory", micro_batch,
-                     in_gib(free_memory(backend_.device(), communicator_.local_size())));
+                     in_gib(free_ / sharing_));
 }
 
 }  // namespace polaron

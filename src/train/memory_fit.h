@@ -14,12 +14,13 @@
 
 namespace polaron {
 
-// Bytes of the device's memory that are free for one of the processes on this machine; 0 where the device cannot tell.
-std::int64_t free_memory(Device& device, int processes_here);
+// Bytes of the device's memory that are free; 0 where the device cannot tell.
+std::int64_t free_memory(Device& device);
 // What of it "auto" micro-batches may fill: the rest is for what libraries take themselves.
 constexpr std::int64_t filled_by_auto(std::int64_t free_bytes) { return free_bytes / 16 * 15; }
 
-// The memory of one run, as far as its micro-batch and its activations may still change. Owns nothing.
+// The memory of one run, as far as its micro-batch and its activations may still change. Owns nothing. Made by all
+// processes together before any of them allocates: what is free then is shared alike by those on one device.
 class MemoryFit {
  public:
   MemoryFit(const Config& config, const ParameterTable& table, const Assignment& assignment, const Ownership& ownership,
@@ -43,6 +44,8 @@ class MemoryFit {
   const Ownership& ownership_;
   Communicator& communicator_;
   Backend& backend_;
+  std::int64_t free_;  // bytes, of the device
+  int sharing_;        // processes on it
 };
 
 }  // namespace polaron

@@ -276,6 +276,28 @@ TEST_P(EveryExchange, ends_all_processes_when_one_is_killed_and_resumes_to_the_b
 INSTANTIATE_TEST_SUITE_P(Exchanges, EveryExchange, testing::Values("parameters", "factors", "sketch"),
                          [](const auto& chosen) { return std::string(chosen.param); });
 
+TEST(Processes, that_together_do_not_fit_into_the_memory_that_they_share_are_refused) {
+  const Workspace folder;
+  folder.write_data();
+  std::ifstream meminfo("/proc/meminfo");
+  std::string word;
+  double free = 0;
+  while (meminfo >> word) {
+    if (word == "MemAvailable:") meminfo >> free;
+  }
+  const auto memory = [&](int layers) {  // of each of two processes
+    folder.write_config("a", {{"model", {{"width", 1024}, {"layers", layers}}}});
+    expect_ended(folder.run({"plan", "a.json", "--processes", "2", "--json", "plan.json"}), 0);
+    return json::parse(folder.read("plan.json")).at("/memory/total"_json_pointer).get<double>();
+  };
+  const double few = memory(10), layer = (memory(20) - few) / 10;
+  const int layers = 10 + static_cast<int>((0.75 * 1024 * free - few) / layer);  // three quarters each
+  ASSERT_GT(layers, 1);
+  folder.write_config("a", {{"model", {{"width", 1024}, {"layers", layers}}}});
+  expect_refused(folder.run({"train", "a.json"}, with_processes(2)), Exit::device,
+                 {"each of the 2 processes that share it", "GiB are free"});
+}
+
 TEST(Processes, that_cannot_share_the_batch_or_the_matrices_are_refused_once) {
   const Workspace folder;
   folder.write_data();
