@@ -29,8 +29,11 @@ def plan(polaron, config, processes, settings):
         for setting in settings:
             command += ["--set", setting]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
+        said = done.stderr.strip() or done.stdout.strip()
+        if done.returncode == 2 and said.startswith(f"error: {processes} processes"):
+            return {"config": Path(config).stem, "processes": processes, "refused": said.removeprefix("error: ")}
         if done.returncode != 0:
-            raise Problem(f"{config} on {processes}: {done.stderr.strip() or done.stdout.strip()}")
+            raise Problem(f"{config} on {processes}: {said}")
         return json.loads(out.read_text())
 
 
@@ -45,6 +48,8 @@ def size(count):
 
 def row(found):
     """The table's cells for one plan."""
+    if "refused" in found:
+        return [found["config"], str(found["processes"]), "refused (below)"] + [""] * 10
     memory, processes = found["memory"], found["processes"]
     held = [size(memory.get(name, 0)) for name in CLASSES]
     moved = ["-" if processes == 1 else size(found["traffic"][name]["total"] / processes) for name in EXCHANGES]
@@ -69,8 +74,11 @@ def main(arguments):
     options = parser.parse_args(arguments)
     try:
         counts = [int(count) for count in options.processes.split(",")]
-        print(table([row(plan(options.polaron, config, count, options.set))
-                     for config in options.configs for count in counts]))
+        plans = [plan(options.polaron, config, count, options.set) for config in options.configs for count in counts]
+        print(table([row(found) for found in plans]))
+        for found in plans:
+            if "refused" in found:
+                print(f"\n{found['config']}: {found['refused']}")
     except ValueError:
         print(f"error: --processes {options.processes}: numbers with commas between", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks that take too long for every change:
 #   1. the test suite under AddressSanitizer and UndefinedBehaviorSanitizer
-#   2. the CUDA kernels on the host, under AddressSanitizer and ThreadSanitizer
+#   2. the CUDA kernels on the host, under AddressSanitizer and ThreadSanitizer, and without one of their barriers each
 #   3. the data loader and the communicator (on 1, 2 and 3 processes) under ThreadSanitizer, with clang
 #   4. libFuzzer on the config reader, shard headers and safetensors files, POLARON_FUZZ_SECONDS (default 300) each (clang)
 #   5. a portable build (no -march) with the benchmarks, and its tests
@@ -24,6 +24,8 @@ if grep -q '^CMAKE_CUDA_COMPILER:.*nvcc' build/cuda-flavours/CMakeCache.txt; the
   cmake --build build/cuda-flavours --target test_cuda_asan test_cuda_tsan
   ctest --test-dir build/cuda-flavours -R cuda_kernels_.*_sanitizer --output-on-failure
 fi
+echo "== every barrier of the CUDA kernels removed in turn"
+python3 scripts/mutate_barriers.py --build build/barriers
 
 # Neither library uses OpenMP. What remains unseen: the kernels' OpenMP threads, the trainer around both, and whatever
 # Open MPI does inside; what it reads and writes of ours is told by tests/comm/mpi_accesses.cpp.

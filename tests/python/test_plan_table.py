@@ -19,6 +19,9 @@ config, processes, out = sys.argv[2], int(sys.argv[4]), sys.argv[6]
 if config == "bad.json":
     print("error: bad.json: no such file", file=sys.stderr)
     sys.exit(2)
+if processes > 64:
+    print(f"error: {processes} processes, but the model has only 64 matrices", file=sys.stderr)
+    sys.exit(2)
 total = 1000 * processes * (2 if "--set" in sys.argv else 1)
 json.dump({"config": config[:-5], "processes": processes, "parameters": 124000000,
            "memory": {"weights": 496e6, "total": 2.5e9},
@@ -53,6 +56,12 @@ class PlanTable(unittest.TestCase):
         code, out, err = self.run_with("bad.json")
         self.assertEqual((code, out), (2, ""))
         self.assertIn("no such file", err)
+
+    def test_a_number_of_processes_that_the_program_refuses_is_a_row_and_a_line(self):
+        code, out, _ = self.run_with("a.json", "--processes", "8,100")
+        self.assertEqual(code, 0)
+        self.assertIn("| 100       | refused (below) |", out)
+        self.assertIn("\na: 100 processes, but the model has only 64 matrices\n", out)
 
     def test_numbers_of_processes_are_numbers(self):
         self.assertEqual(self.run_with("a.json", "--processes", "1,x")[0], 2)
