@@ -33,7 +33,7 @@ from .base import Problem, format_bytes, format_duration, format_tokens, get, pa
 from .grid import Grid, data_vocabulary, expand, find_methods, optimizer_settings, shard_tokens, vocabulary_size
 from .program import Polaron
 from .progress import Progress
-from .runs import Lock, Runner
+from .runs import Lock, Runner, find_damage
 
 
 def names(text_: str) -> list:
@@ -264,6 +264,11 @@ def dry_run(grid, runner, options) -> int:
     return 0
 
 
+def refuse_damage(damaged: list) -> None:
+    if damaged:
+        raise Problem("\n".join(damaged), 3)
+
+
 def write_results(table, grid, runner, options, facts, final: bool) -> str:
     from . import bench as benches
     from . import figures
@@ -282,8 +287,12 @@ def run(options, arguments: list) -> int:
     if options.report or options.dry_run:
         grid, facts, _, _ = make_grid(table, options, polaron)
         runner = Runner(grid, polaron, options, None, vocabulary_size(next(iter(grid.configs.values()))))
+        damaged = find_damage(options.out)
         if options.dry_run:
+            refuse_damage(damaged)
             return dry_run(grid, runner, options)
+        for words in damaged:  # no reason to withhold the others
+            print(f"reproduce: {words} Until then it counts as to come.", file=sys.stderr)
         options.command = (read_json(options.out / "grid.json") or {}).get("command", options.command)
         print(write_results(table, grid, runner, options, facts, True))
         return 0
@@ -297,6 +306,8 @@ def run(options, arguments: list) -> int:
         known = runner.refresh()
         for each in known:
             grid.check(each)
+        refuse_damage(find_damage(options.out))
+        runner.note_ended()
         write_json(options.out / "grid.json", {"command": options.command, "polaron": polaron.version(),
                                                "rates": grid.rates, "seeds": grid.seeds, "scale": options.scale,
                                                "sweep_fraction": grid.sweep_fraction,

@@ -279,6 +279,11 @@ def make_report(table, grid, runner, options, facts: dict, bench=None) -> str:
     gone = [(run, results[run.name]) for run in known if run.name in results and results[run.name].state == "diverged"]
     if gone:
         lines += ["Diverged:", "", *(f"- {run.label}: {result.reason}" for run, result in gone), ""]
+    torn = [run.name for run in known if run.name in results and results[run.name].ended
+            and results[run.name].dropped_lines]
+    if torn:
+        lines += ["Lines of metrics.jsonl that are half-written were left out, so that pictures may lack points: "
+                  + ", ".join(f"{name} ({results[name].dropped_lines})" for name in torn) + ".", ""]
     search = search_table(grid, results)
     if search:
         lines += ["## The search for learning rates", "", search, ""]

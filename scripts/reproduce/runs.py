@@ -66,7 +66,8 @@ class Lock:
 
 
 class Record:
-    """records/NAME.json: what metrics.jsonl does not know, above all how busy the machine was."""
+    """records/NAME.json: what metrics.jsonl does not know, above all how busy the machine was; and that the run ended,
+    so that a damaged metrics.jsonl is not taken for that of a run killed early."""
 
     def __init__(self, folder: Path, name: str):
         self.path = folder / "records" / f"{name}.json"
@@ -75,6 +76,7 @@ class Record:
 
     def start(self, options) -> None:
         self.values["sessions"] += 1
+        self.values.pop("ended", None)
         self.values |= {"nice": options.nice, "jobs": options.jobs, "processes": options.processes}
         self.sample(force=True)
 
@@ -84,6 +86,33 @@ class Record:
             self.values["load_samples"] += 1
             write_json(self.path, self.values)
             self.saved = time.monotonic()
+
+    def end(self, state: str, steps: int) -> None:
+        ended = {"state": state, "steps": steps}
+        if self.values.get("ended") != ended:
+            self.values["ended"] = ended
+            write_json(self.path, self.values)
+
+
+def damage(folder: Path, name: str, values: dict) -> str:
+    """What is wrong with the result of a run that ended by `values`, its record; empty where nothing is, or where the
+    run's directory was removed to train it anew."""
+    run_folder, ended = folder / "runs" / name, values.get("ended")
+    if not ended or not run_folder.exists():
+        return ""
+    result = read_result(run_folder, ended["steps"])
+    if result.ended:
+        return ""
+    lost = f"; it breaks off after step {result.step}" if result.step else ""
+    return (f"'{run_folder / 'metrics.jsonl'}' is damaged: by '{folder / 'records' / name}.json' the run ended "
+            f"({ended['state']}), and the file does not say so{lost}. Put it back from a copy, or remove "
+            f"'{run_folder}' to train the run anew.")
+
+
+def find_damage(folder: Path) -> list:
+    """The damage of all results below `folder`, in words."""
+    found = [damage(folder, path.stem, read_json(path) or {}) for path in sorted((folder / "records").glob("*.json"))]
+    return [words for words in found if words]
 
 
 def mean_load(folder: Path, name: str):
@@ -125,15 +154,20 @@ class Training:
         self.folder = options.out / "runs" / run.name
         self.output = options.out / "logs" / f"{run.name}.txt"
         self.output.parent.mkdir(parents=True, exist_ok=True)
+        self.record = Record(options.out, run.name)
         resume = checkpoint_of(self.folder)
         if not resume and self.folder.exists():
-            shutil.rmtree(self.folder)  # killed before its first checkpoint
+            words = damage(options.out, run.name, self.record.values)
+            if words:
+                raise Problem(words, 3)
+            print(f"reproduce: '{run.name}' was stopped at step {progress_of(self.folder)} and has no checkpoint; it "
+                  "begins anew", file=sys.stderr, flush=True)
+            shutil.rmtree(self.folder)
         command = [polaron.path, "train", str(options.out / "configs" / f"{run.name}.json")]
         command += set_words({"output": str(self.folder)} | ({"threads": options.threads} if options.threads else {}))
         command += ["--resume"] if resume else []
         self.command, self.told = on_processes(command, options.processes, options.mpirun), False
         self.first_step = progress_of(self.folder) if resume else 0
-        self.record = Record(options.out, run.name)
         self.record.start(options)
         self.started = time.monotonic()
         with open(self.output, "ab") as said:
@@ -198,6 +232,12 @@ class Runner:
             for run in unread:
                 self.results[run.name] = self.read(run)
 
+    def note_ended(self) -> None:
+        """In the records, of runs that ended when nobody noted it: in a killed call, or by an older version."""
+        for name, result in self.results.items():
+            if result.ended:
+                Record(self.options.out, name).end(result.state, self.grid.made[name].steps)
+
     def next(self):
         active = {training.run.name for training in self.active}
         for run in self.refresh():
@@ -229,6 +269,7 @@ class Runner:
         run, code = training.run, training.process.returncode
         result = self.results[run.name] = self.read(run)
         if result.ended:
+            training.record.end(result.state, run.steps)  # before the checkpoints go
             if not self.options.keep_checkpoints:
                 shutil.rmtree(training.folder / "checkpoints", ignore_errors=True)
             on_end(run, result)

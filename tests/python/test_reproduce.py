@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import unittest
+from pathlib import Path
 
 from reproduce_case import SCRIPTS, ReproduceCase
 
@@ -149,14 +150,79 @@ class Interrupted(ReproduceCase):
         self.assertEqual(steps, list(range(1, 41)))
 
     def test_a_run_killed_before_its_first_checkpoint_begins_anew(self):
-        self.assertEqual(self.reproduce(*CHOSEN)[0], 0)
-        run = self.out / "runs" / "muon-lr0.02-s2"
-        (run / "metrics.jsonl").write_text('{"kind": "run"}\n{"kind": "step", "step": 1}\n{"kind": "st',
-                                           encoding="utf-8")
-        before = len(self.calls())
-        self.assertEqual(self.reproduce(*CHOSEN, "--resume")[0], 0)
-        self.assertEqual(self.calls()[before:], ["muon-lr0.02-s2 0"])
+        status, _, errors = self.reproduce(*CHOSEN, FAKE_KILL="muon-lr0.02-s2:3")
+        self.assertEqual(status, 0, errors)
+        self.assertEqual(self.calls().count("muon-lr0.02-s2 0"), 2)
+        self.assertIn("'muon-lr0.02-s2' was stopped at step 3 and has no checkpoint; it begins anew", errors)
         self.assertEqual(self.table()["Muon"][2], "20.25 ± 0.35")
+
+    def cut(self, name: str) -> str:
+        """Leaves 60 % of a run's metrics.jsonl, returns its path."""
+        path = self.out / "runs" / name / "metrics.jsonl"
+        data = path.read_bytes()
+        path.write_bytes(data[:len(data) * 6 // 10])
+        return str(path)
+
+    def test_a_damaged_result_is_named_and_not_trained_anew(self):
+        self.assertEqual(self.reproduce(*CHOSEN)[0], 0)
+        before, path = self.calls(), self.cut("muon-lr0.02-s2")
+        left = Path(path).read_bytes()
+        for more in (("--resume",), ("--resume", "--seeds", "3"), ("--dry-run",)):
+            status, _, errors = self.reproduce(*CHOSEN, *more)
+            self.assertEqual(status, 3, errors)
+            for words in (f"'{path}' is damaged", "breaks off after step 2", f"remove '{os.path.dirname(path)}'"):
+                self.assertIn(words, errors)
+            self.assertEqual((self.calls(), Path(path).read_bytes()), (before, left))
+        shutil.rmtree(os.path.dirname(path))  # as the message says
+        self.assertEqual(self.reproduce(*CHOSEN, "--resume")[0], 0)
+        self.assertEqual(self.calls()[len(before):], ["muon-lr0.02-s2 0"])
+        self.assertEqual(self.table()["Muon"][2], "20.25 ± 0.35")
+
+    def test_a_damaged_diverged_run_is_named_too(self):
+        self.assertEqual(self.reproduce(*CHOSEN, FAKE_DIVERGE="muon-*-s2")[0], 0)
+        path = self.cut("muon-lr0.02-s2")
+        status, _, errors = self.reproduce(*CHOSEN, "--resume")
+        self.assertEqual((status, f"'{path}' is damaged" in errors), (3, True), errors)
+
+    def forget_ends(self) -> None:
+        """Makes the records those of an older version, which did not note that a run ended."""
+        for path in self.out.glob("records/*.json"):
+            values = json.loads(path.read_text(encoding="utf-8"))
+            del values["ended"]
+            path.write_text(json.dumps(values), encoding="utf-8")
+
+    def test_results_of_an_older_version_are_read_and_guarded_from_then_on(self):
+        self.assertEqual(self.reproduce(*CHOSEN)[0], 0)
+        self.forget_ends()
+        (self.out / "records" / "adamw-lr0.001-s1.json").unlink()
+        before = self.calls()
+        self.assertEqual(self.reproduce(*CHOSEN, "--resume")[0], 0)
+        self.assertEqual(self.calls(), before)
+        for name in ("muon-lr0.02-s2", "adamw-lr0.001-s1"):
+            path = self.cut(name)
+            status, _, errors = self.reproduce(*CHOSEN, "--resume")
+            self.assertEqual((status, f"'{path}' is damaged" in errors), (3, True), errors)
+
+    def test_a_run_that_an_older_version_left_without_a_checkpoint_begins_anew(self):
+        self.assertEqual(self.reproduce(*CHOSEN)[0], 0)
+        self.forget_ends()
+        (self.out / "runs" / "muon-lr0.02-s2" / "metrics.jsonl").write_text(
+            '{"kind": "run"}\n{"kind": "step", "step": 1}\n{"kind": "st', encoding="utf-8")
+        before = len(self.calls())
+        status, _, errors = self.reproduce(*CHOSEN, "--resume")
+        self.assertEqual(status, 0, errors)
+        self.assertEqual(self.calls()[before:], ["muon-lr0.02-s2 0"])
+        self.assertIn("'muon-lr0.02-s2' was stopped at step 1", errors)
+
+    def test_lost_lines_of_a_result_are_reported(self):
+        self.assertEqual(self.reproduce(*CHOSEN)[0], 0)
+        self.assertNotIn("half-written", (self.out / "table.md").read_text(encoding="utf-8"))
+        path = self.out / "runs" / "muon-lr0.02-s2" / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n")
+        lines[3] = lines[3][:20]
+        path.write_text("\n".join(lines), encoding="utf-8")
+        self.assertEqual(self.reproduce(*CHOSEN, "--resume")[0], 0)
+        self.assertIn("muon-lr0.02-s2 (1).", (self.out / "table.md").read_text(encoding="utf-8"))
 
     def test_a_run_without_its_end_is_not_a_result(self):
         self.assertEqual(self.reproduce(*CHOSEN)[0], 0)
@@ -167,6 +233,7 @@ class Interrupted(ReproduceCase):
         self.assertEqual(status, 0, errors)
         self.assertEqual(self.table()["Muon"][2:4], ["20.00 (1 to come)", "1"])
         self.assertIn("still to come", (self.out / "table.md").read_text(encoding="utf-8"))
+        self.assertIn(f"'{path}' is damaged", errors)
 
     def test_a_report_names_the_command_that_made_the_runs(self):
         self.assertEqual(self.reproduce(*CHOSEN, "--jobs", "2")[0], 0)
