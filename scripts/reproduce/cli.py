@@ -27,10 +27,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from . import bench as benches
 from . import estimate as estimates
 from . import report, scaling, tables, text
 from .base import Problem, format_bytes, format_duration, format_tokens, get, parse_duration, read_json, write_json
-from .grid import Grid, data_vocabulary, expand, find_methods, optimizer_settings, shard_tokens, vocabulary_size
+from .grid import (Grid, data_vocabulary, expand, find_methods, frozen_remedy, optimizer_settings, shard_tokens,
+                   vocabulary_size)
 from .program import Polaron
 from .progress import Progress
 from .runs import Lock, Runner, find_damage
@@ -264,13 +266,19 @@ def dry_run(grid, runner, options) -> int:
     return 0
 
 
-def refuse_damage(damaged: list) -> None:
+def check_kept(options) -> None:
+    """Reads what former calls left in --out, the report's numbers too: a half-written file is to be named before
+    training time is spent."""
+    for path in sorted((options.out / "configs").glob("*.json")):
+        read_json(path, frozen_remedy(options.out, path.stem))
+    benches.Bench(options)
+    read_json(options.out / "widths.json")
+    damaged = find_damage(options.out)
     if damaged:
         raise Problem("\n".join(damaged), 3)
 
 
 def write_results(table, grid, runner, options, facts, final: bool) -> str:
-    from . import bench as benches
     from . import figures
 
     bench = benches.Bench(options)
@@ -287,11 +295,10 @@ def run(options, arguments: list) -> int:
     if options.report or options.dry_run:
         grid, facts, _, _ = make_grid(table, options, polaron)
         runner = Runner(grid, polaron, options, None, vocabulary_size(next(iter(grid.configs.values()))))
-        damaged = find_damage(options.out)
         if options.dry_run:
-            refuse_damage(damaged)
+            check_kept(options)
             return dry_run(grid, runner, options)
-        for words in damaged:  # no reason to withhold the others
+        for words in find_damage(options.out):  # no reason to withhold the others
             print(f"reproduce: {words} Until then it counts as to come.", file=sys.stderr)
         options.command = (read_json(options.out / "grid.json") or {}).get("command", options.command)
         print(write_results(table, grid, runner, options, facts, True))
@@ -301,12 +308,12 @@ def run(options, arguments: list) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     lock = Lock(options.out)
     try:
+        check_kept(options)
         grid, facts, base, common = make_grid(table, options, polaron)
         runner = Runner(grid, polaron, options, lock, vocabulary_size(next(iter(grid.configs.values()))))
         known = runner.refresh()
         for each in known:
             grid.check(each)
-        refuse_damage(find_damage(options.out))
         runner.note_ended()
         write_json(options.out / "grid.json", {"command": options.command, "polaron": polaron.version(),
                                                "rates": grid.rates, "seeds": grid.seeds, "scale": options.scale,

@@ -215,7 +215,7 @@ class Grid:
     def check(self, run: Run) -> bool:
         """Whether the run's config is frozen already; refused where it is another one."""
         former = read_json(self.folder / "configs" / f"{run.name}.json",
-                           f"Remove it and '{self.folder / 'runs' / run.name}' to run it anew.")
+                           frozen_remedy(self.folder, run.name))
         if former is None:
             return False
         words = differences(former, run.config)
@@ -229,6 +229,11 @@ class Grid:
         """Writes the run's config, of which it is trained and continued whatever happens to the files it came from."""
         if not self.check(run):
             write_json(self.folder / "configs" / f"{run.name}.json", run.config)
+
+
+def frozen_remedy(folder: Path, name: str) -> str:
+    """What to do about a damaged config of a run."""
+    return f"Remove it and '{folder / 'runs' / name}' to run it anew."
 
 
 def expand(pattern: str) -> list:

@@ -254,13 +254,21 @@ class Interrupted(ReproduceCase):
         self.assertIn(f"in use by process {os.getpid()}", errors)
         self.assertEqual(self.calls(), [])
 
-    def test_half_written_notes_are_named(self):
+    def test_half_written_notes_are_named_before_anything_is_trained(self):
         self.assertEqual(self.reproduce(*CHOSEN)[0], 0)
-        path = self.out / "records" / "muon-lr0.02-s1.json"
-        path.write_text(path.read_text(encoding="utf-8")[:10], encoding="utf-8")
-        status, _, errors = self.reproduce(*CHOSEN, "--resume")
-        self.assertEqual(status, 3)
-        self.assertIn(f"'{path}' is half-written", errors)
+        (self.out / "widths.json").write_text('{"128": {"muon": 1.5}}', encoding="utf-8")
+        before = self.calls()
+        for name in ("bench.json", "widths.json", "records/muon-lr0.02-s1.json", "configs/muon-lr0.02-s2.json"):
+            path = self.out / name
+            whole = path.read_text(encoding="utf-8")
+            path.write_text(whole[:10], encoding="utf-8")
+            for more in (("--resume", "--seeds", "3"), ("--resume", "--optimizers", "msgd"), ("--dry-run",)):
+                with self.subTest(name=name, more=more):
+                    status, _, errors = self.reproduce(*CHOSEN, *more)
+                    self.assertEqual(status, 3, errors)
+                    self.assertIn(f"'{path}' is half-written", errors)
+                    self.assertEqual(self.calls(), before)
+            path.write_text(whole, encoding="utf-8")
 
 
 class Refused(ReproduceCase):
