@@ -31,8 +31,8 @@ from . import bench as benches
 from . import estimate as estimates
 from . import report, scaling, tables, text
 from .base import Problem, format_bytes, format_duration, format_tokens, get, parse_duration, read_json, write_json
-from .grid import (Grid, data_vocabulary, expand, find_methods, frozen_remedy, optimizer_settings, shard_tokens,
-                   vocabulary_size)
+from .grid import (MATRICES, Grid, check_own, data_vocabulary, expand, find_methods, frozen_remedy, optimizer_settings,
+                   shard_tokens, split_settings, uses, vocabulary_size)
 from .program import Polaron
 from .progress import Progress
 from .runs import Lock, Runner, find_damage
@@ -95,7 +95,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--tokenizer", metavar="NAME", help="of that text: bytes (the default), or a tokenizer.json")
     add("--train-bpe", type=at_least(257), metavar="SIZE", help="train a BPE of SIZE entries on that text")
     add("--set", action="append", default=[], metavar="KEY=VALUE",
-        help="put over the table's config, in all runs (before it is scaled)")
+        help="put over the table's config, in all runs (before it is scaled); optimizer.matrices.KEY in those whose "
+        "optimizer uses KEY")
     add("--budget", type=duration, metavar="TIME", help="refuse to start what would take longer, say 20m")
     add("--processes", type=at_least(1), default=1, metavar="N", help="of each run, by mpirun")
     add("--mpirun", default="mpirun", metavar="COMMAND", help="how to start them (default mpirun)")
@@ -194,12 +195,18 @@ def make_grid(table, options, polaron: Polaron) -> tuple:
     config_path = tables.REPOSITORY / table.config
     if not config_path.is_file():
         raise Problem(f"the table {options.table} needs '{table.config}', which this checkout does not have.")
-    common = {**data_settings(options), **parse_set(options.set)}
+    common, own = split_settings({**data_settings(options), **parse_set(options.set)})
     base = polaron.effective(config_path, common)
+    if own:
+        group = base["optimizer"]["matrices"]
+        common |= {MATRICES + key: value for key, value in own.items()
+                   if uses(group["type"], key, group.get("sketch", ""))}
+        base = polaron.effective(config_path, common)
     shared = {**common, **scaling.scale(base, options.scale, data_vocabulary(base))}
     width = shared.get("model.width", base["model"]["width"])
     methods = find_methods(options.arms, base, width)
-    configs = {method.key: polaron.effective(config_path, optimizer_settings(method, base, shared))
+    check_own(own, methods)
+    configs = {method.key: polaron.effective(config_path, optimizer_settings(method, base, shared, own))
                for method in methods}
     one = next(iter(configs.values()))
     if not get(one, "validation.tokens") and not expand(common["data.validation"]):

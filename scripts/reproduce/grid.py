@@ -3,6 +3,7 @@
 import copy
 import glob
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +14,20 @@ from .tables import LOW_RANK, OPTIMIZERS, RATE_RATIO
 # Of the base config's group `matrices`, what a group of another type takes over where its type uses the key too.
 CARRIED = ("momentum", "momentum_form", "nesterov", "momentum_warmup_steps", "momentum_start", "orthogonalizer",
            "coefficients", "newton_schulz_steps", "newton_schulz_precision", "scale", "weight_decay", "basis")
-MOMENTUM_KEYS = ("momentum", "momentum_form", "nesterov", "momentum_warmup_steps", "momentum_start")
 ORTHOGONALIZING = ("muon", "low_rank_muon", "msgd", "low_rank_msgd")
+# Which types use a key of the group; of keys that are not here, all types do, or the program says that there are none.
+USED_BY = {
+    **dict.fromkeys(("beta1", "beta2", "eps", "bf16_weights", "bf16_moments"), ("adamw",)),
+    **dict.fromkeys(("momentum", "nesterov", "momentum_warmup_steps", "momentum_start"),
+                    ("sgd", "muon", "low_rank_muon")),
+    "momentum_form": ("muon", "low_rank_muon"),
+    **dict.fromkeys(("orthogonalizer", "coefficients", "newton_schulz_steps", "newton_schulz_precision", "scale"),
+                    ORTHOGONALIZING),
+    **dict.fromkeys(("basis", "power_iterations", "rank_lr_compensation"), LOW_RANK),
+}
+MATRICES = "optimizer.matrices."
+# Keys of the group that the grid itself gives, and what it takes them from.
+GIVEN = {"type": "--optimizers", "lr": "--lrs", "rank": "--ranks", "sketch": "--sketches"}
 # Settings that do not change what a run computes.
 FREE = {"name", "output", "threads", "checkpoint.every", "checkpoint.keep"}
 
@@ -79,29 +92,51 @@ def find_methods(arms: list, base: dict, width: int) -> list:
     return list(unique.values())
 
 
-def optimizer_settings(method: Method, base: dict, shared: dict) -> dict:
-    """What to set for the method: `shared`, which is for all methods, and what its own optimizer of the matrices is."""
-    prefix = "optimizer.matrices."
+def split_settings(settings: dict) -> tuple:
+    """(those for all runs, key -> value of those of the matrices' optimizer, which are for the methods that use them).
+    """
+    own = {key[len(MATRICES):]: value for key, value in settings.items() if key.startswith(MATRICES)}
+    for key in GIVEN.keys() & own.keys():
+        print(f"reproduce: --set {MATRICES}{key} is left out: {GIVEN[key]} gives it.", file=sys.stderr)
+        del own[key]
+    return {key: value for key, value in settings.items() if not key.startswith(MATRICES)}, own
+
+
+def uses(optimizer: str, key: str, sketch: str = "") -> bool:
+    """`sketch`: of a low-rank type."""
+    return optimizer in USED_BY.get(key, OPTIMIZERS) and (key != "power_iterations" or sketch == "power")
+
+
+def check_own(own: dict, methods: list) -> None:
+    """Refuses settings of the matrices' optimizer that no method uses."""
+    for key in own:
+        if not any(uses(method.optimizer, key, method.sketch) for method in methods):
+            what = "low-rank types with the sketch power" if key == "power_iterations" else ", ".join(USED_BY[key])
+            raise Problem(f"--set {MATRICES}{key}: no optimizer of this grid uses it; it is for {what}.")
+
+
+def optimizer_settings(method: Method, base: dict, shared: dict, own=None) -> dict:
+    """What to set for the method: `shared`, which is for all methods, and what its own optimizer of the matrices is:
+    of `own` (see split_settings) what it uses, and of the group of `base` what its type takes over."""
     group = dict(get(base, "optimizer.matrices", {}))
-    group |= {key[len(prefix):]: value for key, value in shared.items() if key.startswith(prefix)}
+    group |= {key[len(MATRICES):]: value for key, value in shared.items() if key.startswith(MATRICES)}
+    # What the base's type uses, too, is there as scaled.
+    settings = {MATRICES + key: group.get(key, value) for key, value in (own or {}).items()
+                if uses(method.optimizer, key, method.sketch)}
     if group.get("type") == method.optimizer:
-        settings = dict(shared)
+        settings |= shared
     else:
-        settings = {key: value for key, value in shared.items() if not key.startswith(prefix)}
+        settings |= {key: value for key, value in shared.items() if not key.startswith(MATRICES)}
         if method.optimizer in ORTHOGONALIZING and group.get("type") in ORTHOGONALIZING:
-            settings |= {prefix + key: group[key] for key in CARRIED if key in group and uses(method.optimizer, key)}
+            settings |= {MATRICES + key: group[key] for key in CARRIED if key in group and uses(method.optimizer, key)}
         elif group.get("type") in ORTHOGONALIZING and get(base, "optimizer.overrides"):
             settings["optimizer.overrides"] = []  # exceptions from settings that this method does not have
-    settings[prefix + "type"] = method.optimizer
+        if not settings.get(MATRICES + "momentum_warmup_steps"):
+            settings.pop(MATRICES + "momentum_start", None)  # is for a warm-up, which this type does not take over
+    settings[MATRICES + "type"] = method.optimizer
     if method.rank:
-        settings |= {prefix + "rank": method.rank, prefix + "sketch": method.sketch}
+        settings |= {MATRICES + "rank": method.rank, MATRICES + "sketch": method.sketch}
     return settings
-
-
-def uses(optimizer: str, key: str) -> bool:
-    if key in MOMENTUM_KEYS:
-        return not optimizer.endswith("msgd")
-    return key != "basis" or optimizer in LOW_RANK
 
 
 @dataclass

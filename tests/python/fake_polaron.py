@@ -29,6 +29,19 @@ def merge(config: dict, path: str, value) -> None:
     config[last] = value
 
 
+class Refused(Exception):
+    """What polaron ends with exit code 2 for."""
+
+
+def check_matrices(group: dict) -> None:
+    for key in ("bf16_weights", "bf16_moments", "beta1", "beta2", "eps"):
+        if key in group and group["type"] != "adamw":
+            raise Refused(f"{key} is for adamw; the type here is {group['type']}")
+    for key in ("rank", "basis", "rank_lr_compensation"):
+        if key in group and not group["type"].startswith("low_rank"):
+            raise Refused(f"{key} is for low_rank_muon and low_rank_msgd; the type here is {group['type']}")
+
+
 def effective(words: list) -> dict:
     text = re.sub(r"//[^\n]*", "", Path(words[0]).read_text(encoding="utf-8"))
     config = json.loads(text)
@@ -39,6 +52,7 @@ def effective(words: list) -> dict:
         prefix = "optimizer.matrices."
         config["optimizer"]["matrices"] = {key[len(prefix):]: json.loads(value) for key, value in settings.items()
                                            if key.startswith(prefix)}
+    check_matrices(config["optimizer"]["matrices"])
     config.pop("$schema", None)
     model, training = config["model"], config["training"]
     model.setdefault("kv_heads", model["heads"])
@@ -185,4 +199,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except Refused as refused:
+        print(f"error: {refused}", file=sys.stderr)
+        sys.exit(2)

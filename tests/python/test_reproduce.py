@@ -271,6 +271,35 @@ class Interrupted(ReproduceCase):
             path.write_text(whole, encoding="utf-8")
 
 
+class Settings(ReproduceCase):
+    def matrices(self, name: str) -> dict:
+        config = json.loads((self.out / "configs" / f"{name}.json").read_text(encoding="utf-8"))
+        return config["optimizer"]["matrices"]
+
+    def test_settings_of_an_optimizer_are_for_the_runs_that_have_it(self):
+        status, _, errors = self.reproduce(
+            "--optimizers", "adamw,muon,low_rank_muon", "--ranks", "64", "--seeds", "1", "--lrs", "0.01", "--set",
+            "optimizer.matrices.bf16_weights=true", "--set", "optimizer.matrices.rank_lr_compensation=sqrt")
+        self.assertEqual(status, 0, errors)
+        self.assertEqual(self.matrices("adamw-lr0.01-s1"), {"type": "adamw", "lr": 0.01, "bf16_weights": True})
+        self.assertEqual(self.matrices("muon-lr0.01-s1"), {"type": "muon", "lr": 0.01})
+        self.assertEqual(self.matrices("low_rank_muon-r64-columns-lr0.01-s1"), {
+            "type": "low_rank_muon", "lr": 0.01, "rank": 64, "sketch": "columns", "rank_lr_compensation": "sqrt"})
+
+    def test_a_type_beside_the_settings_changes_nothing(self):
+        arguments = ("--optimizers", "adamw", "--seeds", "1", "--lrs", "0.01", "--set",
+                     "optimizer.matrices.bf16_weights=true")
+        self.assertEqual(self.reproduce(*arguments)[0], 0)
+        status, _, errors = self.reproduce(*arguments, "--set", "optimizer.matrices.type=adamw", "--resume")
+        self.assertEqual(status, 0, errors)
+        self.assertIn("optimizer.matrices.type is left out: --optimizers gives it", errors)
+
+    def test_settings_that_no_optimizer_of_the_grid_uses_are_refused(self):
+        status, _, errors = self.reproduce("--optimizers", "muon", "--set", "optimizer.matrices.bf16_weights=true")
+        self.assertEqual((status, self.calls()), (2, []), errors)
+        self.assertIn("optimizer.matrices.bf16_weights: no optimizer of this grid uses it; it is for adamw", errors)
+
+
 class Refused(ReproduceCase):
     def test_changed_settings_name_the_difference(self):
         self.assertEqual(self.reproduce(*CHOSEN)[0], 0)

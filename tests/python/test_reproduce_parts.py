@@ -139,6 +139,42 @@ class Choosing(unittest.TestCase):
         self.assertEqual(grid.optimizer_settings(grid.Method("adamw"), config, shared),
                          {"model.width": 320, "optimizer.matrices.type": "adamw", "optimizer.overrides": []})
 
+    def test_settings_of_one_type_go_to_the_methods_that_use_them(self):
+        config = json.loads(json.dumps(PAPER))
+        config["optimizer"]["matrices"]["weight_decay"] = 0.05  # as set
+        config["optimizer"]["overrides"] = [{"pattern": "*mlp*", "weight_decay": 0.02}]
+        shared, own = grid.split_settings({"optimizer.matrices.bf16_weights": True, "precision": "bf16",
+                                           "optimizer.matrices.weight_decay": 0.05,
+                                           "optimizer.matrices.rank_lr_compensation": "sqrt"})
+        self.assertEqual(shared, {"precision": "bf16"})
+        shared["optimizer.matrices.momentum_warmup_steps"] = 42  # scaled
+
+        def found(*method) -> dict:
+            settings = grid.optimizer_settings(grid.Method(*method), config, shared, own)
+            return {key.removeprefix("optimizer.matrices."): value for key, value in settings.items()}
+
+        self.assertEqual(found("adamw"), {"precision": "bf16", "type": "adamw", "bf16_weights": True,
+                                          "weight_decay": 0.05, "optimizer.overrides": []})
+        # As without bf16_weights: exceptions for AdamW are none in both cases.
+        self.assertEqual(grid.optimizer_settings(grid.Method("adamw"), config, shared)["optimizer.overrides"], [])
+        self.assertEqual(found("muon"), {"precision": "bf16", "type": "muon", "weight_decay": 0.05,
+                                         "momentum_warmup_steps": 42})
+        self.assertEqual(found("low_rank_msgd", 42, "100", "columns"), {
+            "precision": "bf16", "type": "low_rank_msgd", "weight_decay": 0.05, "rank": 42, "sketch": "columns",
+            "rank_lr_compensation": "sqrt", "scale": "original"})
+
+    def test_a_warm_up_that_is_set_is_scaled_for_all_who_have_one(self):
+        config = json.loads(json.dumps(PAPER))
+        own = {"momentum_warmup_steps": 300, "momentum_start": 0.8}
+        config["optimizer"]["matrices"] |= own
+        shared = {"optimizer.matrices.momentum_warmup_steps": 42, "optimizer.matrices.momentum_start": 0.8}
+        for name in ("muon", "low_rank_muon", "sgd"):
+            settings = grid.optimizer_settings(grid.Method(name), config, shared, own)
+            self.assertEqual([settings[f"optimizer.matrices.{key}"] for key in own], [42, 0.8], name)
+        # A warm-up that is the base's alone is none of SGD's, and so is its start.
+        settings = grid.optimizer_settings(grid.Method("sgd"), config, shared, {"momentum_start": 0.8})
+        self.assertEqual(settings, {"optimizer.matrices.type": "sgd"})
+
     def test_a_sweep_warms_up_in_proportion(self):
         with tempfile.TemporaryDirectory() as folder:
             config = json.loads(json.dumps(PAPER)) | {"seed": 0}
