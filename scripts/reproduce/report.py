@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from .base import format_bytes, format_tokens, rate_text, write_atomically
 from .grid import validation_tokens
+from .quirks import number_formats, quirks
 from .runs import mean_load
 from .scaling import RULE
 from .tables import OPTIMIZERS
@@ -226,8 +227,11 @@ def header(table, grid, results: dict, options, facts: dict) -> list:
              f"{training['steps']:,} steps of {training['batch']} x {training['sequence_length']} tokens = "
              f"{format_tokens(tokens)} tokens a run{facts.get('epochs', '')}. Perplexity of "
              f"{validated} of the validation split after the last step. Schedule {config['schedule']['type']}, the "
-             f"rates' peak in the column lr; weights and optimizer states are fp32 (also AdamW's), products "
+             f"rates' peak in the column lr; {number_formats(grid.configs)}, products "
              f"{config.get('precision', 'fp32')}."]
+    on = quirks(grid.configs)
+    if on:
+        lines += ["", f"Quirks of the authors' code that are on (docs/paper.md): {'; '.join(on)}."]
     if options.scale != 1.0:
         rule = RULE.replace("\n", " ")
         lines += ["", f"**Scaled by s = {options.scale:g}** from {facts['unscaled']}: {rule}"]
