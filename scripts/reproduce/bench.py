@@ -36,12 +36,14 @@ class Bench:
     def nice(self, method) -> int:
         return self.entry(method).get("nice", 0)
 
+    def missing(self, grid) -> list:
+        """The ranks for which nothing is measured yet; 0 stands for a grid without low rank."""
+        ranks = sorted({method.rank for method in grid.methods if method.rank}) or [0]
+        return [rank for rank in ranks if str(rank) not in self.values]
+
     def measure(self, grid, polaron) -> None:
         """What is not measured yet. That it cannot be measured is said, and no reason to stop."""
-        ranks = sorted({method.rank for method in grid.methods if method.rank}) or [0]
-        for rank in ranks:
-            if str(rank) in self.values:
-                continue
+        for rank in self.missing(grid):
             method = next(method for method in grid.methods if method.rank == rank)
             configs = sorted((self.options.out / "configs").glob(f"{method.key}-lr*.json"))
             if not configs:

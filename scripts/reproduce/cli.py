@@ -30,7 +30,7 @@ from pathlib import Path
 from . import bench as benches
 from . import estimate as estimates
 from . import report, scaling, tables, text
-from .base import Problem, format_bytes, format_duration, format_tokens, get, parse_duration, read_json, write_json
+from .base import Problem, format_bytes, format_tokens, get, parse_duration, read_json, write_json
 from .grid import (MATRICES, Grid, check_own, data_vocabulary, expand, find_methods, frozen_remedy, optimizer_settings,
                    shard_tokens, split_settings, uses, vocabulary_size)
 from .program import Polaron
@@ -252,12 +252,11 @@ def warn_of_memory(run_, polaron: Polaron, options) -> None:
 def describe(grid, runner, options, estimate) -> None:
     known = runner.refresh()
     ended = sum(runner.results[run.name].ended for run in known)
-    runs = estimate.number_of_runs(runner.results)
-    left = estimate.left(runner.results)
-    words = f"{options.table}: {runs} runs of {len(grid.methods)} methods, {ended} done"
-    if left:
-        words += f"; about {format_duration(left)} left"
-    print(words, file=sys.stderr, flush=True)
+    runs, most = estimate.number_of_runs(runner.results), estimate.number_of_runs(runner.results, True)
+    more = f" (up to {most} where searches are extended)" if most > runs else ""
+    left = estimate.words(runner.results)
+    words = f"{options.table}: {runs} runs of {len(grid.methods)} methods{more}, {ended} done"
+    print(words + (f"; {left}" if left else ""), file=sys.stderr, flush=True)
 
 
 def dry_run(grid, runner, options) -> int:
@@ -332,8 +331,8 @@ def run(options, arguments: list) -> int:
             warn_of_memory(first, polaron, options)
             estimate = estimates.known_or_probed(grid, polaron, options, runner.results, first.config)
             estimates.check_budget(estimate, runner.results, options, lambda: estimates.smaller_scale(
-                estimate.left(runner.results), options.budget, base, tables.REPOSITORY / table.config, polaron, common,
-                options.scale))
+                estimate.left(runner.results, most=True), options.budget, base, tables.REPOSITORY / table.config,
+                polaron, common, options.scale))
         describe(grid, runner, options, estimate)
         progress = Progress(estimate)
 

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 from .base import Problem, format_duration, get, read_json, write_json
+from .bench import Bench
 from .grid import data_vocabulary, validation_tokens
 from .program import Polaron, end_with_parent, environment, last_lines, on_processes
 from .results import read_lines
@@ -15,6 +16,10 @@ from .scaling import scale
 PROBE_STEPS, PROBE_VALIDATION_TOKENS = 4, 4096
 PROBE_RATE = 1e-8  # of all parameters: a rate of the grid may diverge, which is a result and no reason to stop
 ENOUGH_STEPS = 20  # of a run, to judge its method's speed by
+# A step of Muon over all matrices has about so many x width / tokens of the operations of a training step: per layer
+# 12 width^2 weights, for which a token takes 6 x 12 width^2 and Newton-Schulz about 240 width^3 operations.
+MUON_SHARE = 3
+BENCH_STEPS = 40  # steps of Muon that take as long as `polaron bench optimizer`, all methods, repeats and its start
 
 
 def probe_config(config: dict, output: Path) -> dict:
@@ -67,6 +72,11 @@ class Estimate:
 
     def __init__(self, grid, options, probed=None):
         self.grid, self.options, self.probed = grid, options, probed
+        self.benches = 0 if options.no_bench else len(Bench(options).missing(grid))
+        self.widths = []
+        if "width" in options.figures:
+            kept = read_json(options.out / "widths.json") or {}
+            self.widths = [width for width in options.widths if width not in kept]
 
     @staticmethod
     def speeds(grid, results: dict) -> dict:
@@ -89,8 +99,9 @@ class Estimate:
         tokens = validations * validation_tokens(config)
         return self.probed["step"] + tokens * self.probed["validation_token"] / steps
 
-    def left(self, results: dict, active=()):
-        """Seconds of wall time until the grid is done, None if nothing is known. `active`: (run name, steps done)."""
+    def left(self, results: dict, active=(), most: bool = False):
+        """Seconds of wall time until the grid is done, None if nothing is known. `active`: (run name, steps done).
+        `most`: with every run by which searches may be extended."""
         speeds = self.speeds(self.grid, results)
         if not speeds and self.probed is None:
             return None
@@ -99,13 +110,39 @@ class Estimate:
         total = 0.0
         for method in self.grid.methods:
             speed = speeds.get(method.key, usual)
-            for name, steps in self.grid.total_steps(method, results).items():
+            for name, steps in self.runs_of(method, results, most).items():
                 if not (name in results and results[name].ended):
                     total += speed * max(0, steps - progress.get(name, 0))
-        return total / self.options.jobs
+        return total / self.options.jobs + self.measuring(results)
 
-    def number_of_runs(self, results: dict) -> int:
-        return sum(len(self.grid.total_steps(method, results)) for method in self.grid.methods)
+    def measuring(self, results: dict) -> float:
+        """Seconds that the optimizers' times will about take, after the runs."""
+        one = next(iter(self.grid.configs.values()))
+        width, training = one["model"]["width"], one["training"]
+        steps = [result.step_seconds for result in results.values() if result.step_seconds > 0]
+        step = statistics.median(steps) if steps else self.probed["step"]
+        share = MUON_SHARE * width / (training["batch"] * training["sequence_length"])
+
+        def seconds(of: int) -> float:
+            return BENCH_STEPS * share * step * (of / width) ** 3
+
+        return self.benches * seconds(width) + sum(seconds(int(of)) for of in self.widths)
+
+    def runs_of(self, method, results: dict, most: bool) -> dict:
+        runs = self.grid.total_steps(method, results)
+        return runs | self.grid.extensions(method, results) if most else runs
+
+    def number_of_runs(self, results: dict, most: bool = False) -> int:
+        return sum(len(self.runs_of(method, results, most)) for method in self.grid.methods)
+
+    def words(self, results: dict, active=()) -> str:
+        """"about 5 min left", with the most that it can become where searches may be extended; empty where nothing is
+        known or left."""
+        left, most = self.left(results, active), self.left(results, active, True)
+        if not left:
+            return ""
+        least, most = format_duration(left), format_duration(most)
+        return f"about {least} left" + (f" (up to {most})" if most != least else "")
 
 
 def known_or_probed(grid, polaron: Polaron, options, results: dict, first_config: dict) -> Estimate:
@@ -144,17 +181,23 @@ def smaller_scale(left: float, budget: float, base: dict, config_path, polaron: 
 
 
 def check_budget(estimate: Estimate, results: dict, options, smaller) -> None:
-    """Refuses a grid that takes longer. `smaller`: () -> a scale that would fit, or None."""
-    left = estimate.left(results)
-    if options.budget is None or left is None or left <= options.budget:
+    """Refuses a grid that takes longer, or may where its searches are extended. `smaller`: () -> a scale that would
+    fit, or None."""
+    left, most = estimate.left(results), estimate.left(results, most=True)
+    if options.budget is None or most is None or most <= options.budget:
         return
-    runs = estimate.number_of_runs(results) - sum(result.ended for result in results.values())
-    fitting = int(runs * options.budget / left)
+    runs = estimate.number_of_runs(results, True) - sum(result.ended for result in results.values())
+    fitting = int(runs * options.budget / most)
     words = [f"{fitting} of the {runs} runs that are left would fit" if fitting else "not even one run would fit"]
+    if left <= options.budget:
+        words.append(f"without --extend {options.extend} all of them would")
     chosen = smaller()
     if chosen:
         words.append(f"with --scale {chosen:g} and a new --out all of them would")
     if len(options.seed_list) > 1:
         words.append("--seeds 1 or fewer --optimizers and --ranks make fewer runs")
-    raise Problem(f"the grid needs about {format_duration(left)}, {format_duration(left - options.budget)} more than "
-                  f"the --budget of {format_duration(options.budget)}: {'; '.join(words)}. Nothing was started.")
+    needed = f"about {format_duration(most)}"
+    if most > left:
+        needed = f"about {format_duration(left)}, or {format_duration(most)} if all searches are extended"
+    raise Problem(f"the grid needs {needed}, {format_duration(most - options.budget)} more than the --budget of "
+                  f"{format_duration(options.budget)}: {'; '.join(words)}. Nothing was started.")

@@ -247,6 +247,14 @@ class Grid:
             runs |= {f"{method.key}-later-{i}": steps for i in range(len(self.seeds) - already)}
         return runs
 
+    def extensions(self, method: Method, results: dict) -> dict:
+        """Name -> steps of the runs by which the method's search may still be extended, at most; names are made up."""
+        listed = self.rates[method.optimizer]
+        if len(listed) == 1 or self.search(method, results)[0] != "open":
+            return {}
+        runs = self.sweep(method, results)
+        return {f"{method.key}-beyond-{i}": runs[0].steps for i in range(len(runs) - len(listed), self.extend)}
+
     def check(self, run: Run) -> bool:
         """Whether the run's config is frozen already; refused where it is another one."""
         former = read_json(self.folder / "configs" / f"{run.name}.json",

@@ -4,8 +4,6 @@ import shutil
 import sys
 import time
 
-from .base import format_duration
-
 BAR = 20
 HEARTBEAT_SECONDS = 900.0  # between lines where the output is no terminal
 
@@ -20,8 +18,8 @@ class Progress:
         return sum(result.ended for result in results.values()), self.estimate.number_of_runs(results)
 
     def left(self, results: dict, active=()) -> str:
-        seconds = self.estimate.left(results, active)
-        return f", about {format_duration(seconds)} left" if seconds else ""
+        words = self.estimate.words(results, active)
+        return f", {words}" if words else ""
 
     def poll(self, runner) -> None:
         if not runner.active or (not self.terminal and time.monotonic() < self.told + HEARTBEAT_SECONDS):

@@ -388,8 +388,45 @@ class Refused(ReproduceCase):
         self.write_shard("validation_000000.bin", 8192)
         for asked in (0, 65536):
             status, _, errors = self.reproduce("--optimizers", "muon", "--seeds", "1", "--lrs", "0.02", "--set",
-                                               f"validation.tokens={asked}", "--budget", "1m", FAKE_MS="2000")
+                                               f"validation.tokens={asked}", "--budget", "1m", "--no-bench",
+                                               FAKE_MS="2000")
             self.assertEqual((status, "40 s more" in errors), (2, True), errors)
+
+    def test_the_estimate_counts_the_extensions_that_there_may_be(self):
+        # 2 runs of 40 steps of 2 s and 5 validations of 32 s are 8 min, with 3 more 20 min.
+        arguments = ("--optimizers", "muon", "--seeds", "1", "--lrs", "muon=0.0025,0.005", "--extend", "3",
+                     "--no-bench")
+        status, _, errors = self.reproduce(*arguments, "--budget", "10m", FAKE_MS="2000")
+        self.assertEqual((status, self.calls()), (2, []), errors)
+        for words in ("about 8 min, or 20 min if all searches are extended", "10 min more than the --budget of 10 min",
+                      "2 of the 5 runs that are left would fit", "without --extend 3 all of them would"):
+            self.assertIn(words, errors)
+        status, _, errors = self.reproduce(*arguments, "--budget", "21m", FAKE_MS="2000")
+        self.assertEqual(status, 0, errors)
+        self.assertIn("2 runs of 1 methods (up to 5 where searches are extended), 0 done; about 8 min left (up to "
+                      "20 min)", errors)
+        self.assertEqual(len(self.calls()), 5)
+        self.assertIn("1 methods, 5 done\n", self.reproduce(*arguments, "--resume")[2])
+
+    def test_short_searches_are_extended_by_short_runs(self):
+        arguments = (*SMALL, "--lrs", "auto", *RATES, "--extend", "3", "--dry-run")
+        self.assertIn("10 runs of 2 methods (up to 16 where", self.reproduce(*arguments)[2])
+
+    def test_the_estimate_counts_the_measurement_of_the_optimizers(self):
+        # 40 steps of 2 s and 5 validations of 2 s are 90 s. A step of Muon at width 256 is taken to need
+        # 3 x 256/4,096 of a training step's 2 s, and a measurement 40 of them: 15 s.
+        arguments = ("--optimizers", "muon", "--seeds", "1", "--lrs", "0.02", "--set", "validation.tokens=4096",
+                     "--budget", "1m")
+        for more, seconds in ((("--no-bench",), 30), ((), 45), (("--figures", "width", "--widths", "128,256"), 62),
+                              (("--no-bench", "--figures", "width", "--widths", "512"), 150)):
+            with self.subTest(more=more):
+                status, _, errors = self.reproduce(*arguments, *more, FAKE_MS="2000")
+                self.assertEqual(status, 2, errors)
+                self.assertIn(f" {seconds} s more" if seconds < 100 else " 2 min more", errors)
+        # What is measured is not measured again.
+        self.assertEqual(self.reproduce(*arguments[:-2], FAKE_MS="2000")[0], 0)
+        errors = self.reproduce(*arguments, "--seeds", "2", "--resume", FAKE_MS="2000")[2]
+        self.assertIn("about 88 s", errors)
 
     def test_the_estimate_follows_the_runs(self):
         self.assertEqual(self.reproduce("--optimizers", "muon", "--seeds", "1", FAKE_MS="2000")[0], 0)
