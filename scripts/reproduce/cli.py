@@ -7,7 +7,8 @@
 Every run is a `polaron train` in a directory of its own below OUT/runs. Killed at any time, the same command with
 --resume goes on: a finished run is read, an interrupted one continues from its last checkpoint. A run of the same name
 with other settings is refused. Runs that diverge are rows that say so. Written after every run: OUT/table.md,
-results.csv (full runs), sweep.csv (the search for learning rates) and, where there is matplotlib, pictures.
+results.csv (full runs), sweep.csv (the search for learning rates) and, where there is matplotlib, pictures; at the end
+the optimizers' milliseconds a step, for the model's width and for others.
 
 Rates: every optimizer gets the same number of learning rates on a grid of its own, a factor of 2 apart; the best by
 validation perplexity is trained with all seeds. In the fair tables those are full runs; --lrs auto (the other tables'
@@ -36,6 +37,9 @@ from .grid import (MATRICES, Grid, check_own, data_vocabulary, expand, find_meth
 from .program import Polaron
 from .progress import Progress
 from .runs import Lock, Runner, find_damage
+
+
+DEFAULT_WIDTHS = (128, 256, 512, 1024)
 
 
 def names(text_: str) -> list:
@@ -97,7 +101,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--set", action="append", default=[], metavar="KEY=VALUE",
         help="put over the table's config, in all runs (before it is scaled); optimizer.matrices.KEY in those whose "
         "optimizer uses KEY")
-    add("--budget", type=duration, metavar="TIME", help="refuse to start what would take longer, say 20m")
+    add("--budget", type=duration, metavar="TIME", help="refuse to start what would take longer, say 20m: all "
+        "searches extended as far as --extend allows, and the optimizers' times measured")
     add("--processes", type=at_least(1), default=1, metavar="N", help="of each run, by mpirun")
     add("--mpirun", default="mpirun", metavar="COMMAND", help="how to start them (default mpirun)")
     add("--jobs", type=at_least(1), default=1, metavar="N", help="runs side by side (default 1)")
@@ -105,9 +110,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--nice", type=at_least(0), default=0, metavar="N", help="lower priority, up to 19")
     add("--polaron", default=None, metavar="PATH",
         help="the program (default: that built last below build/, or on PATH)")
-    add("--figures", type=names, default=["tokens", "seconds", "rates"], metavar="NAME,...",
-        help="of tokens, seconds, rates, width, or none (default tokens,seconds,rates)")
-    add("--widths", type=names, default=["128", "256", "512", "1024"], metavar="N,...", help="of the figure 'width'")
+    add("--figures", type=names, metavar="NAME,...", help="of tokens, seconds, rates, width, or none (default: all. "
+        f"The optimizers' time by width is then measured as far as {benches.WIDTHS_SHARE:.0%}% of the grid's time or "
+        f"{benches.WIDTHS_SECONDS:.0f} s allow, and not with --no-bench; where width is named here, in full)")
+    add("--widths", type=names, metavar="N,...", help="of the figure 'width', in full (default 128,256,512,1024)")
     add("--no-bench", action="store_true", help="do not measure the optimizers' milliseconds a step")
     add("--keep-checkpoints", action="store_true", help="of finished runs, too")
     add("--resume", action="store_true", help="go on with what is in --out")
@@ -143,6 +149,14 @@ def complete(options, arguments: list):
     options.cores = os.cpu_count() or 1
     if options.threads is None:
         options.threads = max(1, options.cores // (options.jobs * options.processes)) if options.jobs > 1 else 0
+    options.widths_asked = bool(options.widths) or "width" in (options.figures or [])
+    if options.figures is None:
+        measured = options.widths_asked or not options.no_bench
+        options.figures = ["tokens", "seconds", "rates", *(["width"] if measured else [])]
+    for width in options.widths or []:
+        if not width.isdigit() or int(width) == 0:
+            raise Problem(f"--widths: '{width}' is no width, a whole number such as 256.")
+    options.widths = [str(width) for width in sorted({int(width) for width in options.widths or DEFAULT_WIDTHS})]
     for figure in options.figures:
         if figure not in ("tokens", "seconds", "rates", "width", "none"):
             raise Problem(f"there is no figure '{figure}'. The figures are tokens, seconds, rates and width.")

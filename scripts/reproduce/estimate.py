@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from .base import Problem, format_duration, get, read_json, write_json
-from .bench import Bench
+from .bench import Bench, allowance, missing_widths, trained
 from .grid import data_vocabulary, validation_tokens
 from .program import Polaron, end_with_parent, environment, last_lines, on_processes
 from .results import read_lines
@@ -73,10 +73,7 @@ class Estimate:
     def __init__(self, grid, options, probed=None):
         self.grid, self.options, self.probed = grid, options, probed
         self.benches = 0 if options.no_bench else len(Bench(options).missing(grid))
-        self.widths = []
-        if "width" in options.figures:
-            kept = read_json(options.out / "widths.json") or {}
-            self.widths = [width for width in options.widths if width not in kept]
+        self.widths = missing_widths(options) if "width" in options.figures else []
 
     @staticmethod
     def speeds(grid, results: dict) -> dict:
@@ -113,10 +110,10 @@ class Estimate:
             for name, steps in self.runs_of(method, results, most).items():
                 if not (name in results and results[name].ended):
                     total += speed * max(0, steps - progress.get(name, 0))
-        return total / self.options.jobs + self.measuring(results)
+        return total / self.options.jobs + self.measuring(results, total)
 
-    def measuring(self, results: dict) -> float:
-        """Seconds that the optimizers' times will about take, after the runs."""
+    def measuring(self, results: dict, training_left: float) -> float:
+        """Seconds that the optimizers' times will about take, after the runs. `training_left`: seconds of all runs."""
         one = next(iter(self.grid.configs.values()))
         width, training = one["model"]["width"], one["training"]
         steps = [result.step_seconds for result in results.values() if result.step_seconds > 0]
@@ -126,7 +123,10 @@ class Estimate:
         def seconds(of: int) -> float:
             return BENCH_STEPS * share * step * (of / width) ** 3
 
-        return self.benches * seconds(width) + sum(seconds(int(of)) for of in self.widths)
+        widths = sum(seconds(int(of)) for of in self.widths)
+        if not self.options.widths_asked:
+            widths = min(widths, allowance(trained(results) + training_left, self.options))
+        return self.benches * seconds(width) + widths
 
     def runs_of(self, method, results: dict, most: bool) -> dict:
         runs = self.grid.total_steps(method, results)

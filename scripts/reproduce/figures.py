@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import plotting
 from plotting import COLORS, LINES, MARKERS, short, use_log_scale
 
-from .base import Problem, get, read_json, write_json
-from .bench import REPEATS, method_name
+from .base import Problem, get
+from .bench import Widths, method_name
 from .report import quiet
 from .runs import mean_load
 
+BUSY = "; measured beside other work: no speed figure"
 SKIPPED = 0.08  # of a run: the first fall of the loss would press everything else flat
 
 
@@ -107,8 +108,8 @@ def draw_curves(grid, results: dict, title: str, axis: str, path, calm: bool = T
     if shown and min(shown) > 0:
         use_log_scale(axes, min(shown) / 1.05, max(shown) * 1.05)
     axes.set_xlim(SKIPPED * end / 2, end * 1.02)
-    doubt = "" if calm else "; measured beside other work: no speed figure"
-    axes.set_xlabel("tokens" if axis == "tokens" else f"seconds of training steps, without validation{doubt}")
+    axes.set_xlabel("tokens" if axis == "tokens" else
+                    "seconds of training steps, without validation" + ("" if calm else BUSY))
     for each in (axes.xaxis, axes.yaxis):
         each.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     finish(figure, axes, path, len(curves))
@@ -145,46 +146,8 @@ def draw_rates(grid, results: dict, title: str, path) -> None:
     finish(figure, axes, path, len(lines))
 
 
-def width_settings(config: dict, width: int) -> dict:
-    """The model at another width: heads of the same size or smaller, MLP and rank in proportion."""
-    from .scaling import fit_heads, scaled_rank
-
-    model = config["model"]
-    ratio = width / model["width"]
-    heads, head_size = fit_heads(width, model["heads"], model["head_size"])
-    found = {"model.width": width, "model.heads": heads, "model.kv_heads": heads, "model.head_size": head_size,
-             "model.mlp_hidden": max(1, round(model["mlp_hidden"] * ratio))}
-    rank = get(config, "optimizer.matrices.rank")
-    if isinstance(rank, int):
-        found["optimizer.matrices.rank"] = scaled_rank(rank, ratio)
-    return found
-
-
-def measure_widths(grid, runner, options) -> dict:
-    """method name -> {width: ms}, from widths.json or measured now."""
-    path = options.out / "widths.json"
-    kept = read_json(path) or {}
-    method = next((method for method in grid.methods if method.rank), grid.methods[0])
-    config = grid.configs[method.key]
-    for word in options.widths:
-        if word in kept or options.report:
-            continue
-        file = options.out / "widths.config.json"
-        write_json(file, config)
-        threads = {"threads": options.threads} if options.threads else {}
-        try:
-            kept[word] = runner.polaron.bench_optimizer(file, {**width_settings(config, int(word)), **threads}, REPEATS)
-        finally:
-            file.unlink(missing_ok=True)
-        write_json(path, kept)
-    by_method = {}
-    for word, milliseconds in kept.items():
-        for name, value in milliseconds.items():
-            by_method.setdefault(name, {})[int(word)] = value
-    return by_method
-
-
-def draw_widths(grid, by_method: dict, title: str, path) -> None:
+def draw_widths(grid, by_method: dict, title: str, path, calm: bool = True) -> None:
+    """`calm`: the machine did nothing else while they were measured."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     wanted = list(dict.fromkeys(method_name(method) for method in grid.methods))
@@ -205,7 +168,7 @@ def draw_widths(grid, by_method: dict, title: str, path) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axes.set_ylabel("ms")
     share = f", ranks {rank.rank}/{get(grid.configs[rank.key], 'model.width')} of it" if rank else ""
-    axes.set_xlabel(f"width of the model{share}")
+    axes.set_xlabel(f"width of the model{share}" + ("" if calm else BUSY))
     finish(figure, axes, path, len(by_method))
 
 
@@ -231,6 +194,11 @@ def draw(grid, runner, options, bench, title: str, final: bool = True) -> None:
         draw_rates(grid, results, title, options.out / "learning-rates.png")
     if "width" in options.figures and final:
         try:
-            draw_widths(grid, measure_widths(grid, runner, options), title, options.out / "optimizer-width.png")
+            widths = Widths(options)
+            if not options.report:
+                widths.measure(grid, runner, bench)
+            if len(widths.values) > 1 or options.widths_asked:  # a single one is no picture
+                calm = all(quiet(*load, options) for load in widths.loads())
+                draw_widths(grid, widths.by_method(), title, options.out / "optimizer-width.png", calm)
         except Problem as problem:
             print(f"reproduce: the optimizers' time by width is left out: {problem}", file=sys.stderr)

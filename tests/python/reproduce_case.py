@@ -72,6 +72,21 @@ class ReproduceCase(unittest.TestCase):
                 del os.environ[name]
         return status, output.getvalue(), errors.getvalue()
 
+    def plain(self, *more: str, **variables) -> tuple:
+        """As reproduce, without a --figures of the tests."""
+        arguments = self.arguments
+
+        def without(*words: str) -> list:
+            found = arguments(*words)
+            del found[found.index("--figures"):found.index("--figures") + 2]
+            return found
+
+        self.arguments = without
+        try:
+            return self.reproduce(*more, **variables)
+        finally:
+            del self.arguments
+
     def calls(self) -> list:
         """"NAME FIRST_STEP" of each training that was started, probes left out."""
         path = self.folder / "calls.txt"

@@ -109,7 +109,47 @@ class Running(ReproduceCase):
         for name in ("perplexity-tokens", "perplexity-seconds", "learning-rates", "optimizer-width"):
             self.assertEqual((self.out / f"{name}.png").read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
         widths = json.loads((self.out / "widths.json").read_text(encoding="utf-8"))
-        self.assertEqual([widths[width]["muon"] for width in ("64", "128")], [0.4096, 1.6384])
+        self.assertEqual([widths[width]["ms"]["muon"] for width in ("64", "128")], [0.4096, 1.6384])
+
+    @unittest.skipUnless(HAS_MATPLOTLIB, "matplotlib is missing")
+    def test_the_optimizers_time_by_width_is_a_picture_of_the_plain_command(self):
+        status, _, errors = self.plain(*CHOSEN)
+        self.assertEqual(status, 0, errors)
+        self.assertEqual((self.out / "optimizer-width.png").read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
+        self.assertEqual(list(self.widths()), ["128", "256", "512", "1024"])
+        self.assertNotIn("lacks", errors)
+
+    def widths(self) -> dict:
+        return json.loads((self.out / "widths.json").read_text(encoding="utf-8"))
+
+    @unittest.skipUnless(HAS_MATPLOTLIB, "matplotlib is missing")
+    def test_wide_models_are_left_out_where_they_cost_much_unless_asked_for(self):
+        # At the model's width of 256 the methods add up to 1 s, with repeats 6 s, and so 48 s at 512; the grid says that
+        # it took 18 s.
+        status, _, errors = self.plain(*CHOSEN, FAKE_BENCH="50")
+        self.assertEqual(status, 0, errors)
+        self.assertEqual(list(self.widths()), ["128", "256"])
+        self.assertTrue((self.out / "optimizer-width.png").exists())
+        self.assertIn("lacks 512, 1024: width 512 alone would take about", errors)
+        self.assertIn("give --resume --figures tokens,seconds,rates,width", errors)
+        self.assertEqual(self.plain(*CHOSEN, "--resume", "--figures", "tokens,seconds,rates,width", FAKE_BENCH="50")[0], 0)
+        self.assertEqual(list(self.widths()), ["128", "256", "512", "1024"])
+
+    @unittest.skipUnless(HAS_MATPLOTLIB, "matplotlib is missing")
+    def test_without_bench_no_width_is_measured_unless_asked_for(self):
+        self.assertEqual(self.plain(*CHOSEN, "--no-bench")[0], 0)
+        self.assertFalse((self.out / "widths.json").exists())
+        self.assertEqual(self.plain(*CHOSEN, "--no-bench", "--resume", "--widths", "128,64")[0], 0)
+        self.assertEqual(list(self.widths()), ["64", "128"])
+
+    @unittest.skipUnless(HAS_MATPLOTLIB, "matplotlib is missing")
+    def test_widths_of_an_older_version_are_drawn(self):
+        self.assertEqual(self.plain(*CHOSEN, "--widths", "64,128")[0], 0)
+        old = {width: entry["ms"] for width, entry in self.widths().items()}
+        (self.out / "widths.json").write_text(json.dumps(old), encoding="utf-8")
+        (self.out / "optimizer-width.png").unlink()
+        self.assertEqual(self.plain(*CHOSEN, "--report", "--widths", "64,128")[0], 0)
+        self.assertTrue((self.out / "optimizer-width.png").exists())
 
 
 class Interrupted(ReproduceCase):
@@ -353,6 +393,7 @@ class Refused(ReproduceCase):
                 (("--ranks", "300"), ("rank 300", "width 256")),
                 (("--sketches", "rows"), ("'rows'", "columns, columns_authors, gaussian, power")),
                 (("--figures", "pie"), ("'pie'", "tokens")),
+                (("--widths", "128,wide"), ("'wide'", "--widths")),
                 (("--lrs", "moun=0.1"), ("'moun'", "muon")),
                 (("--lrs", "muon=fast"), ("'muon=fast'",)),
                 (("--lrs", "-1"), ("'-1'",)),
@@ -423,6 +464,9 @@ class Refused(ReproduceCase):
                 status, _, errors = self.reproduce(*arguments, *more, FAKE_MS="2000")
                 self.assertEqual(status, 2, errors)
                 self.assertIn(f" {seconds} s more" if seconds < 100 else " 2 min more", errors)
+        # What nobody asked for is measured for 30 s at most.
+        errors = self.plain(*arguments, FAKE_MS="2000")[2]
+        self.assertIn(" 75 s more", errors)
         # What is measured is not measured again.
         self.assertEqual(self.reproduce(*arguments[:-2], FAKE_MS="2000")[0], 0)
         errors = self.reproduce(*arguments, "--seeds", "2", "--resume", FAKE_MS="2000")[2]
@@ -444,6 +488,11 @@ class Refused(ReproduceCase):
             path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         errors = self.reproduce("--optimizers", "muon,adamw", "--seeds", "1", "--budget", "4m", "--resume")[2]
         self.assertIn("about 4 min", errors)
+
+    def test_help_says_how_to_get_all_widths(self):
+        status, output, _ = self.reproduce("--help")
+        self.assertEqual(status, 0)
+        self.assertIn("as far as 2% of the grid's time or 30 s allow", " ".join(output.split()))
 
     def test_a_dry_run_starts_nothing(self):
         status, output, errors = self.reproduce(*SMALL, "--dry-run")
