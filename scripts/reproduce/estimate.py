@@ -16,10 +16,11 @@ from .scaling import scale
 PROBE_STEPS, PROBE_VALIDATION_TOKENS = 4, 4096
 PROBE_RATE = 1e-8  # of all parameters: a rate of the grid may diverge, which is a result and no reason to stop
 ENOUGH_STEPS = 20  # of a run, to judge its method's speed by
-# A step of Muon over all matrices has about so many x width / tokens of the operations of a training step: per layer
-# 12 width^2 weights, for which a token takes 6 x 12 width^2 and Newton-Schulz about 240 width^3 operations.
-MUON_SHARE = 3
-BENCH_STEPS = 40  # steps of Muon that take as long as `polaron bench optimizer`, all methods, repeats and its start
+# A step of Muon over all matrices takes about so many x width / tokens of a training step's time: per layer there are
+# 12 width^2 weights, for which a token takes 6 x 12 width^2 and Newton-Schulz up to 240 width^3 operations. Measured at
+# widths 256 and 512 of fair-gpt2, as is what follows.
+MUON_SHARE = 2.2
+BENCH_STEPS = 25  # steps of Muon that take as long as `polaron bench optimizer`, all methods, repeats and its start
 
 
 def probe_config(config: dict, output: Path) -> dict:
