@@ -3,8 +3,8 @@
 Perplexity falls with the steps to a value that depends on the optimizer, its learning rate (best at BEST) and the seed.
 Environment: FAKE_DIVERGE (glob of run names that end with exit code 4), FAKE_DIVERGE_ABOVE (rate of the matrices beyond
 which every training does), FAKE_BAD (glob: perplexity beyond the vocabulary), FAKE_KILL (NAME:STEP, once: dies there as
-by kill -9), FAKE_FAIL (NAME:CODE, always), FAKE_SLEEP (seconds a step), FAKE_MS (what a step says it took), FAKE_BENCH (factor on
-the optimizers' milliseconds).
+by kill -9), FAKE_FAIL (NAME:CODE, always), FAKE_SLEEP (seconds a step), FAKE_MS (what a step says it took),
+FAKE_BENCH (factor on the optimizers' milliseconds).
 """
 
 import fnmatch

@@ -1,6 +1,7 @@
 """What the tests of scripts/reproduce.py share: a folder with a pretended polaron, shards and an --out."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -15,6 +16,10 @@ sys.path.insert(0, str(SCRIPTS))
 
 from reproduce import cli, runs  # noqa: E402
 
+HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
+RATES = ("adamw=0.0005,0.001,0.002", "muon=0.01,0.02,0.04")
+SMALL = ("--optimizers", "adamw,muon", "--seeds", "2", "--lrs", *RATES)  # 8 runs
+CHOSEN = (*SMALL, "--lrs", "adamw=0.001", "muon=0.02")  # 4 runs
 FAKE = Path(__file__).with_name("fake_polaron.py")
 MPIRUN = """#!/bin/sh
 [ "$1" = -n ] || exit 1

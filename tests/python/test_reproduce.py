@@ -4,7 +4,6 @@ python3 -m unittest discover -s tests/python
 """
 
 import csv
-import importlib.util
 import json
 import os
 import shutil
@@ -15,12 +14,7 @@ import time
 import unittest
 from pathlib import Path
 
-from reproduce_case import SCRIPTS, ReproduceCase
-
-HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
-RATES = ("adamw=0.0005,0.001,0.002", "muon=0.01,0.02,0.04")
-SMALL = ("--optimizers", "adamw,muon", "--seeds", "2", "--lrs", *RATES)  # 8 runs
-CHOSEN = (*SMALL, "--lrs", "adamw=0.001", "muon=0.02")  # 4 runs
+from reproduce_case import CHOSEN, HAS_MATPLOTLIB, RATES, SCRIPTS, SMALL, ReproduceCase
 
 
 class Running(ReproduceCase):
@@ -110,47 +104,6 @@ class Running(ReproduceCase):
             self.assertEqual((self.out / f"{name}.png").read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
         widths = json.loads((self.out / "widths.json").read_text(encoding="utf-8"))
         self.assertEqual([widths[width]["ms"]["muon"] for width in ("64", "128")], [0.4096, 1.6384])
-
-    @unittest.skipUnless(HAS_MATPLOTLIB, "matplotlib is missing")
-    def test_the_optimizers_time_by_width_is_a_picture_of_the_plain_command(self):
-        status, _, errors = self.plain(*CHOSEN)
-        self.assertEqual(status, 0, errors)
-        self.assertEqual((self.out / "optimizer-width.png").read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
-        self.assertEqual(list(self.widths()), ["128", "256", "512", "1024"])
-        self.assertNotIn("lacks", errors)
-
-    def widths(self) -> dict:
-        return json.loads((self.out / "widths.json").read_text(encoding="utf-8"))
-
-    @unittest.skipUnless(HAS_MATPLOTLIB, "matplotlib is missing")
-    def test_wide_models_are_left_out_where_they_cost_much_unless_asked_for(self):
-        # At the model's width of 256 the methods add up to 1 s, with repeats 6 s, and so 48 s at 512; the grid says that
-        # it took 18 s.
-        status, _, errors = self.plain(*CHOSEN, FAKE_BENCH="50")
-        self.assertEqual(status, 0, errors)
-        self.assertEqual(list(self.widths()), ["128", "256"])
-        self.assertTrue((self.out / "optimizer-width.png").exists())
-        self.assertIn("lacks 512, 1024: width 512 alone would take about", errors)
-        self.assertIn("give --resume --figures tokens,seconds,rates,width", errors)
-        self.assertEqual(self.plain(*CHOSEN, "--resume", "--figures", "tokens,seconds,rates,width", FAKE_BENCH="50")[0], 0)
-        self.assertEqual(list(self.widths()), ["128", "256", "512", "1024"])
-
-    @unittest.skipUnless(HAS_MATPLOTLIB, "matplotlib is missing")
-    def test_without_bench_no_width_is_measured_unless_asked_for(self):
-        self.assertEqual(self.plain(*CHOSEN, "--no-bench")[0], 0)
-        self.assertFalse((self.out / "widths.json").exists())
-        self.assertEqual(self.plain(*CHOSEN, "--no-bench", "--resume", "--widths", "128,64")[0], 0)
-        self.assertEqual(list(self.widths()), ["64", "128"])
-
-    @unittest.skipUnless(HAS_MATPLOTLIB, "matplotlib is missing")
-    def test_widths_of_an_older_version_are_drawn(self):
-        self.assertEqual(self.plain(*CHOSEN, "--widths", "64,128")[0], 0)
-        old = {width: entry["ms"] for width, entry in self.widths().items()}
-        (self.out / "widths.json").write_text(json.dumps(old), encoding="utf-8")
-        (self.out / "optimizer-width.png").unlink()
-        self.assertEqual(self.plain(*CHOSEN, "--report", "--widths", "64,128")[0], 0)
-        self.assertTrue((self.out / "optimizer-width.png").exists())
-
 
 class Interrupted(ReproduceCase):
     def test_a_killed_training_goes_on_from_its_checkpoint(self):
@@ -311,65 +264,6 @@ class Interrupted(ReproduceCase):
             path.write_text(whole, encoding="utf-8")
 
 
-class Settings(ReproduceCase):
-    def matrices(self, name: str) -> dict:
-        config = json.loads((self.out / "configs" / f"{name}.json").read_text(encoding="utf-8"))
-        return config["optimizer"]["matrices"]
-
-    def test_settings_of_an_optimizer_are_for_the_runs_that_have_it(self):
-        status, _, errors = self.reproduce(
-            "--optimizers", "adamw,muon,low_rank_muon", "--ranks", "64", "--seeds", "1", "--lrs", "0.01", "--set",
-            "optimizer.matrices.bf16_weights=true", "--set", "optimizer.matrices.rank_lr_compensation=sqrt")
-        self.assertEqual(status, 0, errors)
-        self.assertEqual(self.matrices("adamw-lr0.01-s1"), {"type": "adamw", "lr": 0.01, "bf16_weights": True})
-        self.assertEqual(self.matrices("muon-lr0.01-s1"), {"type": "muon", "lr": 0.01})
-        self.assertEqual(self.matrices("low_rank_muon-r64-columns-lr0.01-s1"), {
-            "type": "low_rank_muon", "lr": 0.01, "rank": 64, "sketch": "columns", "rank_lr_compensation": "sqrt"})
-
-    def test_a_type_beside_the_settings_changes_nothing(self):
-        arguments = ("--optimizers", "adamw", "--seeds", "1", "--lrs", "0.01", "--set",
-                     "optimizer.matrices.bf16_weights=true")
-        self.assertEqual(self.reproduce(*arguments)[0], 0)
-        status, _, errors = self.reproduce(*arguments, "--set", "optimizer.matrices.type=adamw", "--resume")
-        self.assertEqual(status, 0, errors)
-        self.assertIn("optimizer.matrices.type is left out: --optimizers gives it", errors)
-
-    def test_settings_that_no_optimizer_of_the_grid_uses_are_refused(self):
-        status, _, errors = self.reproduce("--optimizers", "muon", "--set", "optimizer.matrices.bf16_weights=true")
-        self.assertEqual((status, self.calls()), (2, []), errors)
-        self.assertIn("optimizer.matrices.bf16_weights: no optimizer of this grid uses it; it is for adamw", errors)
-
-
-    def head(self, *settings: str, sketches: str = "columns") -> str:
-        """The table's words above its rows."""
-        words = [word for setting in settings for word in ("--set", setting)]
-        out = self.folder / f"out-{len(list(self.folder.glob('out-*')))}"
-        status, _, errors = self.reproduce("--optimizers", "adamw,low_rank_muon", "--ranks", "64", "--sketches",
-                                           sketches, "--seeds", "1", "--lrs", "0.01", "--out", str(out), *words)
-        self.assertEqual(status, 0, errors)
-        return (out / "table.md").read_text(encoding="utf-8").split("\n|")[0]
-
-    def test_the_table_says_which_numbers_are_bf16(self):
-        head = self.head("precision=bf16")
-        self.assertIn("weights and optimizer states are fp32 (also AdamW's), products bf16.", head)
-        self.assertNotIn("Quirks", head)
-        head = self.head("optimizer.matrices.bf16_weights=true", "optimizer.embeddings.bf16_moments=true")
-        self.assertIn("weights are fp32 (bf16: those of the matrices under AdamW), optimizer states fp32 (bf16: those "
-                      "of the embeddings), products fp32.", head)
-        self.assertIn("Q3, weights of the matrices under AdamW are kept in bf16 alone; Q18, moments of the embeddings "
-                      "are bf16.", head)
-
-    def test_the_table_names_the_quirks_that_are_on(self):
-        head = self.head("quirks.shared_columns=true", "quirks.previous_batch_gradient=true",
-                         "quirks.previous_batch_dropped_every=500", "optimizer.vectors.lr=0")
-        for words in ("Quirks of the authors' code that are on", "Q11, q, k, v and o share their columns",
-                      "Q2, the gradient of the batch before is added (previous_batch_dropped_every 500)", "Q5, "):
-            self.assertIn(words, head)
-        head = self.head("quirks.shared_columns=false", "quirks.previous_batch_dropped_every=500")
-        self.assertNotIn("Quirks", head)
-        self.assertIn("Q1, the sketch columns_authors", self.head(sketches="columns_authors"))
-
-
 class Refused(ReproduceCase):
     def test_changed_settings_name_the_difference(self):
         self.assertEqual(self.reproduce(*CHOSEN)[0], 0)
@@ -410,89 +304,6 @@ class Refused(ReproduceCase):
                 for word in words:
                     self.assertIn(word, errors)
                 self.assertEqual(self.calls(), [])
-
-    def test_a_grid_beyond_the_budget_is_refused_before_training(self):
-        # 8 runs of 40 steps of 2 s and 5 validations of 65,536 tokens, of which a probe's 4,096 take 2 s.
-        status, _, errors = self.reproduce(*SMALL, "--budget", "10m", FAKE_MS="2000")
-        self.assertEqual(status, 2)
-        self.assertEqual(self.calls(), [])
-        # 8 (80 s + 5 x 32 s) = 1,920 s: 1,320 s more than 600 s.
-        for words in ("about 32 min", "22 min more", "2 of the 8 runs", "--scale 0.", "--seeds 1"):
-            self.assertIn(words, errors)
-        # Nothing was started, so the settings are still open.
-        status, _, errors = self.reproduce(*SMALL, "--budget", "33m", "--set", "model.layers=5", FAKE_MS="2000")
-        self.assertEqual(status, 0, errors)
-        self.assertIn("about 32 min left", errors)
-
-    def test_the_estimate_counts_the_validation_tokens_that_there_are(self):
-        # A validation of 4,096 tokens takes 2 s: 5 of 8,192 take 20 s, beside 40 steps of 2 s.
-        self.write_shard("validation_000000.bin", 8192)
-        for asked in (0, 65536):
-            status, _, errors = self.reproduce("--optimizers", "muon", "--seeds", "1", "--lrs", "0.02", "--set",
-                                               f"validation.tokens={asked}", "--budget", "1m", "--no-bench",
-                                               FAKE_MS="2000")
-            self.assertEqual((status, "40 s more" in errors), (2, True), errors)
-
-    def test_the_estimate_counts_the_extensions_that_there_may_be(self):
-        # 2 runs of 40 steps of 2 s and 5 validations of 32 s are 8 min, with 3 more 20 min.
-        arguments = ("--optimizers", "muon", "--seeds", "1", "--lrs", "muon=0.0025,0.005", "--extend", "3",
-                     "--no-bench")
-        status, _, errors = self.reproduce(*arguments, "--budget", "10m", FAKE_MS="2000")
-        self.assertEqual((status, self.calls()), (2, []), errors)
-        for words in ("about 8 min, or 20 min if all searches are extended", "10 min more than the --budget of 10 min",
-                      "2 of the 5 runs that are left would fit", "without --extend 3 all of them would"):
-            self.assertIn(words, errors)
-        status, _, errors = self.reproduce(*arguments, "--budget", "21m", FAKE_MS="2000")
-        self.assertEqual(status, 0, errors)
-        self.assertIn("2 runs of 1 methods (up to 5 where searches are extended), 0 done; about 8 min left (up to "
-                      "20 min)", errors)
-        self.assertEqual(len(self.calls()), 5)
-        self.assertIn("1 methods, 5 done\n", self.reproduce(*arguments, "--resume")[2])
-
-    def test_short_searches_are_extended_by_short_runs(self):
-        arguments = (*SMALL, "--lrs", "auto", *RATES, "--extend", "3", "--dry-run")
-        self.assertIn("10 runs of 2 methods (up to 16 where", self.reproduce(*arguments)[2])
-
-    def test_the_estimate_counts_the_measurement_of_the_optimizers(self):
-        # 40 steps of 2 s and 5 validations of 2 s are 90 s. A step of Muon at width 256 is taken to need
-        # 2.2 x 256/4,096 of a training step's 2 s, and a measurement 25 of them: 7 s.
-        arguments = ("--optimizers", "muon", "--seeds", "1", "--lrs", "0.02", "--set", "validation.tokens=4096",
-                     "--budget", "1m")
-        for more, seconds in ((("--no-bench",), 30), ((), 37), (("--figures", "width", "--widths", "128,256"), 45),
-                              (("--no-bench", "--figures", "width", "--widths", "512"), 85)):
-            with self.subTest(more=more):
-                status, _, errors = self.reproduce(*arguments, *more, FAKE_MS="2000")
-                self.assertEqual(status, 2, errors)
-                self.assertIn(f" {seconds} s more", errors)
-        # What nobody asked for is measured for 30 s at most.
-        errors = self.plain(*arguments, FAKE_MS="2000")[2]
-        self.assertIn(" 67 s more", errors)
-        # What is measured is not measured again.
-        self.assertEqual(self.reproduce(*arguments[:-2], FAKE_MS="2000")[0], 0)
-        errors = self.reproduce(*arguments, "--seeds", "2", "--resume", FAKE_MS="2000")[2]
-        self.assertIn("about 88 s", errors)
-
-    def test_the_estimate_follows_the_runs(self):
-        self.assertEqual(self.reproduce("--optimizers", "muon", "--seeds", "1", FAKE_MS="2000")[0], 0)
-        # What is left is AdamW's: 3 runs of 40 steps of 2 s and 4 validations of 2 s.
-        status, _, errors = self.reproduce("--optimizers", "muon,adamw", "--seeds", "1", "--budget", "4m", "--resume")
-        self.assertEqual(status, 2)
-        self.assertIn("about 4 min", errors)
-        self.assertIn("24 s more", errors)
-
-    def test_a_pause_of_the_machine_is_not_in_the_estimate(self):
-        self.assertEqual(self.reproduce("--optimizers", "muon", "--seeds", "1", FAKE_MS="2000")[0], 0)
-        for path in self.out.glob("runs/*/metrics.jsonl"):
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            next(line for line in lines if line.get("step") == 30 and line["kind"] == "step")["ms"] = 3.6e6
-            path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        errors = self.reproduce("--optimizers", "muon,adamw", "--seeds", "1", "--budget", "4m", "--resume")[2]
-        self.assertIn("about 4 min", errors)
-
-    def test_help_says_how_to_get_all_widths(self):
-        status, output, _ = self.reproduce("--help")
-        self.assertEqual(status, 0)
-        self.assertIn("as far as 2% of the grid's time or 30 s allow", " ".join(output.split()))
 
     def test_a_dry_run_starts_nothing(self):
         status, output, errors = self.reproduce(*SMALL, "--dry-run")
