@@ -227,8 +227,8 @@ def header(table, grid, results: dict, options, facts: dict) -> list:
              f"{training['steps']:,} steps of {training['batch']} x {training['sequence_length']} tokens = "
              f"{format_tokens(tokens)} tokens a run{facts.get('epochs', '')}. Perplexity of "
              f"{validated} of the validation split after the last step. Schedule {config['schedule']['type']}, the "
-             f"rates' peak in the column lr; {number_formats(grid.configs)}, products "
-             f"{config.get('precision', 'fp32')}."]
+             f"rates' peak in the column lr; {number_formats(grid.configs)}"
+             + (f", products {some.precision}." if some and some.precision else ".")]
     on = quirks(grid.configs)
     if on:
         lines += ["", f"Quirks of the authors' code that are on (docs/paper.md): {'; '.join(on)}."]

@@ -33,6 +33,7 @@ class Result:
     threads: int = 0
     parameters: int = 0
     version: str = ""
+    precision: str = ""  # of matrix products
     dropped_lines: int = 0  # half-written ones
 
     @property
@@ -81,6 +82,7 @@ def read_result(folder: Path, steps: int, vocabulary: int = 0) -> Result:
             result.device, result.version = str(line.get("device", "")), str(line.get("version", ""))
             result.processes, result.threads = line.get("processes", 1), line.get("threads", 0)
             result.parameters = line.get("parameters", 0)
+            result.precision = str(line.get("precision", ""))
         elif kind == "step" and finite(line.get("step")):
             by_step[line["step"]] = line
         elif kind == "validation" and finite(line.get("step")):

@@ -138,7 +138,8 @@ def steps(config: dict, name: str, file, checkpoints: Path, first: int, stop: li
         (checkpoints / "latest").write_text(str(step), encoding="utf-8")
 
     write(kind="run", name=name, version="fake", device="Fake processor", threads=config["threads"] or 2,
-          processes=int(os.environ.get("FAKE_PROCESSES", "1")), parameters=1000, step=first)
+          processes=int(os.environ.get("FAKE_PROCESSES", "1")), parameters=1000, step=first,
+          precision={"auto": "fp32"}.get(config.get("precision", "auto"), config.get("precision")))
     kill_name, _, kill_step = os.environ.get("FAKE_KILL", "").partition(":")
     marker = Path(sys.argv[0]).with_name("killed")
     every, save_every = config.get("validation", {}).get("every", 0), config.get("checkpoint", {}).get("every", 0)
