@@ -13,6 +13,8 @@ FILEs of one kind are drawn together. Of orthogonalizations are written
                    for each spectrum
     OUT-time.png   milliseconds against size, at rank an eighth of the size, beside Newton-Schulz and SVD of the whole:
                    the median over the spectra
+    OUT-rank.png   milliseconds against rank at the largest size, the same median; levels: Newton-Schulz and SVD of the
+                   whole
 
 and of regressions (one FILE)
 
@@ -126,19 +128,15 @@ def use_ranks(panel, ranks: list) -> None:
     panel.xaxis.set_minor_locator(NullLocator())
 
 
-def times(benches: list) -> dict:
-    """Method -> [(rows, milliseconds)], ascending. Of a method the median over the spectra: its work hardly depends on
-    them, and any one time may have been disturbed by other work."""
-    lines = {}
-    for bench in sorted(benches, key=lambda bench: bench.rows):
-        found = {}
-        for each in bench.results:
-            if each["rank"] in (bench.rows, bench.rows / RANK_FRACTION):
-                found.setdefault(each["method"], []).append(each["ms"])
-        for method, values in found.items():
-            lines.setdefault(method, []).append((bench.rows, statistics.median(values)))
-    lines.pop("exact", None)  # that of the SVD
-    return lines
+def times(bench: Bench) -> dict:
+    """Method -> {rank: milliseconds}. The median over the spectra: the work hardly depends on them, and any one time may
+    have been disturbed by other work."""
+    found = {}
+    for each in bench.results:
+        if each["method"] != "exact":  # that of the SVD
+            found.setdefault(each["method"], {}).setdefault(each["rank"], []).append(each["ms"])
+    return {method: {rank: statistics.median(values) for rank, values in ranks.items()}
+            for method, ranks in found.items()}
 
 
 def draw_time(benches: list, out: Path) -> None:
@@ -146,7 +144,11 @@ def draw_time(benches: list, out: Path) -> None:
     spectra = max(len(in_order(bench.results, "spectrum")) for bench in benches)
     how = f", median over {spectra} spectra" if spectra > 1 else ""
     figure, (panel,) = panels([""], f"Time to orthogonalize, sketches at rank 1/{RANK_FRACTION}{how}")
-    lines = times(benches)
+    lines = {}
+    for bench in benches:
+        for method, ranks in times(bench).items():
+            for rank in {bench.rows, bench.rows // RANK_FRACTION} & set(ranks):
+                lines.setdefault(method, []).append((bench.rows, ranks[rank]))
     for method, line in lines.items():
         panel.plot(*zip(*line), color=COLORS.get(method), marker="o", markersize=4, linewidth=1.6, label=method)
     use_ranks(panel, [bench.rows for bench in benches])
@@ -155,6 +157,25 @@ def draw_time(benches: list, out: Path) -> None:
     panel.set_xlabel("rows = columns" if all(bench.rows == bench.cols for bench in benches) else "rows")
     label_left([panel], "milliseconds")
     panel.legend(frameon=False, fontsize=9)
+    finish(figure, out)
+
+
+def draw_time_by_rank(bench: Bench, out: Path) -> None:
+    figure, (panel,) = panels([""], f"Time to orthogonalize a {bench.rows} x {bench.cols} matrix")
+    lines = times(bench)
+    below = sorted({rank for ranks in lines.values() for rank in ranks if rank < bench.rows})
+    for method, ranks in lines.items():
+        if set(ranks) == {bench.rows}:
+            panel.axhline(ranks[bench.rows], color=COLORS.get(method), linewidth=1.6, linestyle="--", label=method)
+        else:
+            panel.plot(*zip(*sorted(ranks.items())), color=COLORS.get(method), marker="o", markersize=4, linewidth=1.6,
+                       label=method)
+    use_ranks(panel, below)
+    values = [ms for ranks in lines.values() for ms in ranks.values()]
+    use_log_scale(panel, min(values) / 1.5, max(values) * 1.5)
+    panel.set_xlabel("rank")
+    label_left([panel], "milliseconds")
+    panel.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     finish(figure, out)
 
 
@@ -214,13 +235,14 @@ def main(arguments=None) -> int:
             written = [options.out.with_name(f"{options.out.name}.png")]
             draw_regression(benches[0], written[0])
         else:
-            written = [options.out.with_name(f"{options.out.name}-{what}.png") for what in ("error", "time")]
+            written = [options.out.with_name(f"{options.out.name}-{what}.png") for what in ("error", "time", "rank")]
             draw_error(min(benches, key=lambda bench: bench.rows), written[0])
             draw_time(benches, written[1])
+            draw_time_by_rank(max(benches, key=lambda bench: bench.rows), written[2])
     except Problem as problem:
         print(f"plot_bench: {problem}", file=sys.stderr)
         return 2
-    print(f"wrote {' and '.join(map(str, written))}")
+    print(f"wrote {', '.join(map(str, written))}")
     return 0
 
 

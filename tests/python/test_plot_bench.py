@@ -55,9 +55,9 @@ class PlotBench(unittest.TestCase):
         return status, errors.getvalue(), sorted(path.name for path in self.folder.glob("x*"))
 
     @unittest.skipUnless(HAS_MATPLOTLIB, "no matplotlib")
-    def test_orthogonalizations_of_several_sizes_make_two_pictures(self):
+    def test_orthogonalizations_of_several_sizes_make_three_pictures(self):
         self.assertEqual(self.script(orthogonalization(64), orthogonalization(32)),
-                         (0, "", ["x-error.png", "x-time.png"]))
+                         (0, "", ["x-error.png", "x-rank.png", "x-time.png"]))
 
     def test_times_are_the_median_over_the_spectra(self):
         bench = orthogonalization(32)
@@ -68,8 +68,8 @@ class PlotBench(unittest.TestCase):
                                         "residual": 0})
         path = self.folder / "times.json"
         path.write_text(json.dumps(bench), encoding="utf-8")
-        self.assertEqual(plot_bench.times([plot_bench.read_bench(str(path))]),
-                         {"Newton-Schulz, full": [(32, 9.0)], "columns": [(32, 1.0)]})
+        self.assertEqual(plot_bench.times(plot_bench.read_bench(str(path))),
+                         {"Newton-Schulz, full": {32: 9.0}, "columns": {4: 1.0, 8: 1.0}})
 
     @unittest.skipUnless(HAS_MATPLOTLIB, "no matplotlib")
     def test_a_regression_makes_one_also_where_runs_diverged(self):
