@@ -210,9 +210,10 @@ void describe(V& v, QuirksConfig& c) {
            .applies = c.previous_batch_gradient,
            .applies_to = "previous_batch_gradient",
            .applies_instead = "it is false here"});
-  v.field("shared_columns", c.shared_columns,
-          {.help = "Q11: all matrices of a block draw their sketch from the same random numbers, so that query, key, "
-                   "value and output take the same columns"});
+  v.field(
+      "shared_columns", c.shared_columns,
+      {.help = "Q11: query, key, value and output matrix of a block draw their sketch from the same random numbers, "
+               "so that they take the same columns; the MLP's matrices draw their own"});
 }
 
 template <class V>

@@ -1,5 +1,8 @@
 #include "optim/directions.h"
 
+#include <string>
+#include <string_view>
+
 #include "optim/newton_schulz_tables.h"
 
 namespace polaron {
@@ -47,9 +50,15 @@ NewtonSchulzSpec newton_schulz_spec(const OptimizerSettings& settings) {
 
 PhiloxKey sketch_key(std::uint64_t seed, std::int64_t step, const ParameterTable& table, std::size_t parameter,
                      std::size_t block, bool shared_columns) {
-  const auto tensor = shared_columns ? static_cast<std::uint32_t>(table[parameter].layer)
-                                     : static_cast<std::uint32_t>(parameter * 8 + block);
-  return make_key(seed, RandomPurpose::sketch, static_cast<std::uint64_t>(step), tensor);
+  constexpr std::string_view attention = ".attention.";
+  const std::string& name = table[parameter].name;
+  const std::size_t at = shared_columns ? name.find(attention) : std::string::npos;
+  if (at != std::string::npos) {  // q's
+    parameter = table.index(name.substr(0, at + attention.size()) + "qkv.weight");
+    block = 0;
+  }
+  return make_key(seed, RandomPurpose::sketch, static_cast<std::uint64_t>(step),
+                  static_cast<std::uint32_t>(parameter * 8 + block));
 }
 
 }  // namespace polaron

@@ -98,7 +98,7 @@ class Stepper {
   Stepper(const TransformerConfig& model, const OptimizerConfig& config, std::uint64_t seed,
           std::unique_ptr<Backend> backend,
           std::unique_ptr<Communicator> communicator = make_single_process_communicator(),
-          Exchange exchange = Exchange::parameters)
+          Exchange exchange = Exchange::parameters, bool shared_columns = false)
       : table_(model),
         backend_(std::move(backend)),
         stream_(backend_->device().make_stream()),
@@ -108,7 +108,7 @@ class Stepper {
         clip_(backend_->device()),
         apply_(backend_->device()),
         optimizer_(assign_optimizers(config, model, table_), table_, *backend_, *communicator_, exchange, seed,
-                   {weights_.as<float>(), gradients_.as<float>(), nullptr}) {
+                   {weights_.as<float>(), gradients_.as<float>(), nullptr}, shared_columns) {
     put(weights_, random_weights(table_, 21));
     set_gate(1.0F, true);
   }
