@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
+#include <vector>
 
 #include "base/error.h"
 
@@ -42,8 +44,70 @@ TEST(NewtonSchulzTables, map_singular_values_into_the_bands_that_they_promise) {
   expect_band("jordan", 1e-2, 0.682, 1.134);
   expect_band("torch", 1e-2, 0.682, 1.134);
   expect_band("you", 1e-2, 0.978, 1.032);
+  expect_band("you", 3e-3, 0.978, 1.145);
   EXPECT_NEAR(band(newton_schulz_spec("classic"), 1e-2).first, 1.0, 1e-9);
   EXPECT_NEAR(band(newton_schulz_spec("classic"), 1e-2).second, 1.0, 1e-9);
+}
+
+// The map of one step of `jordan`, and what is known of it: the numbers are docs/paper.md's Q9 to more digits.
+double jordan(double x, int steps = 1) { return iterate(newton_schulz_spec("jordan", steps), x); }
+
+double slope_of_jordan(double x) {
+  constexpr double kStep = 1e-5;
+  return (jordan(x + kStep) - jordan(x - kStep)) / (2 * kStep);
+}
+
+TEST(NewtonSchulzTables, jordan_takes_one_to_seven_tenths) { EXPECT_NEAR(jordan(1.0), 0.7010, 1e-6); }
+
+TEST(NewtonSchulzTables, both_fixed_points_of_jordan_beside_zero_repel) {
+  std::vector<double> fixed;
+  constexpr double kStep = 1e-5;
+  for (int i = 1; i <= 150000; ++i) {
+    const double x = kStep * i;
+    if ((jordan(x) - x) * (jordan(x + kStep) - x - kStep) <= 0) fixed.push_back(x + kStep / 2);
+  }
+  ASSERT_EQ(fixed.size(), 2U);
+  EXPECT_NEAR(fixed[0], 0.868026, kStep);
+  EXPECT_NEAR(fixed[1], 1.263729, kStep);
+  EXPECT_NEAR(jordan(0.868026), 0.868026, 1e-6);
+  EXPECT_NEAR(jordan(1.263729), 1.263729, 4e-6);  // half a unit of the last digit times the slope there
+  EXPECT_NEAR(slope_of_jordan(0.868026), -1.58, 5e-3);
+  EXPECT_GT(slope_of_jordan(1.263729), 1.0);
+}
+
+TEST(NewtonSchulzTables, jordan_maps_its_band_onto_itself) {
+  constexpr double kLow = 0.68183, kHigh = 1.1344;
+  double low = 1e9, high = -1e9;
+  for (int i = 0; i <= 20000; ++i) {
+    const double value = jordan(kLow + (kHigh - kLow) * i / 20000);
+    low = std::min(low, value);
+    high = std::max(high, value);
+  }
+  EXPECT_NEAR(low, kLow, 5e-6);
+  EXPECT_NEAR(high, kHigh, 5e-5);
+}
+
+TEST(NewtonSchulzTables, jordan_brings_what_begins_lower_into_wider_bands) {
+  const auto expect_within = [](double least, int steps, double low, double high) {
+    const auto [actual_low, actual_high] = band(newton_schulz_spec("jordan", steps), least);
+    EXPECT_NEAR(actual_low, low, 5e-4) << least << " in " << steps;
+    EXPECT_NEAR(actual_high, high, 5e-4) << least << " in " << steps;
+  };
+  expect_within(3e-3, 5, 0.682, 1.202);
+  expect_within(1e-3, 5, 0.4705, 1.202);
+  expect_within(1e-3, 8, 0.682, 1.134);
+}
+
+// Where the band itself is chaotic: after 50 steps (Q8) every direction that is not exactly 0 is in it.
+TEST(NewtonSchulzTables, jordan_blows_small_directions_up_and_fifty_steps_leave_none) {
+  const auto gain = [](int steps) { return jordan(1e-32, steps) / 1e-32; };
+  EXPECT_NEAR(gain(5), 484.9, 0.05);
+  EXPECT_NEAR(gain(8), 1.98e4, 50);
+  EXPECT_NEAR(gain(50), 7.2e26, 5e24);
+  const auto [low, high] = band(newton_schulz_spec("jordan", 50), 1e-24);
+  EXPECT_GE(low, 0.68183);
+  EXPECT_LE(high, 1.1344);
+  EXPECT_EQ(jordan(0.0, 50), 0.0);
 }
 
 TEST(NewtonSchulzTables, take_their_own_number_of_steps_unless_told) {
