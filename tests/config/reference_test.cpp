@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <functional>
+#include <set>
 #include <sstream>
 
 #include "config/catalogue.h"
@@ -169,26 +170,43 @@ TEST(Reference, its_examples_are_accepted) {
   EXPECT_GE(examples, 8);
 }
 
-std::vector<std::string> shipped() {
+// Paths below configs/ of those that `base` says: what others extend, in folders of that name, or what is run.
+std::vector<std::string> shipped(bool base) {
   std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(source / "configs")) {
-    const std::string name = entry.path().filename().string();
-    if (name.ends_with(".json") && name != "polaron.schema.json") names.push_back(name);
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(source / "configs")) {
+    const std::string name = entry.path().lexically_relative(source / "configs").generic_string();
+    if (!name.ends_with(".json") || name == "polaron.schema.json") continue;
+    if ((entry.path().parent_path().filename() == "base") == base) names.push_back(name);
   }
   std::sort(names.begin(), names.end());
   return names;
 }
 
 TEST(ShippedConfigs, each_is_accepted_and_reads_back) {
-  const auto names = shipped();
-  EXPECT_GE(names.size(), 9U);
+  const auto names = shipped(false);
+  EXPECT_GE(names.size(), 34U);
   for (const std::string& name : names) {
     SCOPED_TRACE(name);
     Config c;
     ASSERT_EQ(refusal([&] { c = load_config(source / "configs" / name); }), "accepted");
-    EXPECT_EQ(c.name + ".json", name);
+    EXPECT_EQ(c.name + ".json", std::filesystem::path(name).filename());
     EXPECT_EQ(parse_config(to_json(c), "x.json"), c);
   }
+}
+
+TEST(ShippedConfigs, what_is_there_to_be_extended_is_extended) {
+  std::set<std::string> extended;
+  for (const bool base : {false, true}) {
+    for (const std::string& name : shipped(base)) {
+      const auto document = nlohmann::json::parse(contents(source / "configs" / name), nullptr, true, true);
+      if (!document.contains("extends")) continue;
+      const auto target = std::filesystem::path(name).parent_path() / document["extends"].get<std::string>();
+      extended.insert(target.lexically_normal().generic_string());
+    }
+  }
+  const auto bases = shipped(true);
+  EXPECT_GE(bases.size(), 6U);
+  for (const std::string& name : bases) EXPECT_EQ(extended.count(name), 1U) << name;
 }
 
 TEST(ShippedConfigs, models_have_the_published_shapes) {
