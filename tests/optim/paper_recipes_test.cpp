@@ -188,6 +188,7 @@ TEST_F(PaperRecipe, of_the_modded_models_has_their_adamw) {
         case Role::embedding:
           expect_adamw(s, 0.3, 0.8, 1e-10, 0);
           EXPECT_EQ(s.bf16_moments, recipe.of_authors());
+          EXPECT_EQ(s.bf16_weights, recipe.of_authors());
           ++tables;
           break;
         case Role::head:
