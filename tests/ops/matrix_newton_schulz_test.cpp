@@ -69,7 +69,7 @@ TEST(NewtonSchulzTables, singular_values_end_in_the_published_bands) {
     int steps;
     double from, low, high, slope;  // values in [from, 1] end in [low, high]; slope at 0
   };
-  // OPTIMIZERS 6.2 and PAPER 1.7, each widened by its last digit.
+  // What the tables promise, each widened by its last digit.
   const Band bands[] = {{"jordan", 5, 0.01, 0.681, 1.135, 485.0},         {"jordan", 5, 0.003, 0.681, 1.203, 485.0},
                         {"jordan", 8, 0.001, 0.681, 1.135, 19800.0},      {"you", 5, 0.01, 0.977, 1.033, 493.0},
                         {"polar_express", 5, 0.001, 0.858, 1.142, 990.0}, {"classic", 12, 0.001, 0.98, 1.001, 4096.0},
