@@ -169,5 +169,38 @@ TEST_F(PaperTable, residual_and_captured_share_are_those_of_the_table_within_its
   }
 }
 
+// Where the right singular vectors are not spread over the columns, columns miss what a Gaussian sketch finds.
+TEST_F(PaperTable, columns_miss_energy_that_few_columns_hold) {
+  constexpr std::int64_t kRank = 16, kHeld = 8;
+  constexpr int kTrials = 8;
+  std::mt19937_64 engine(5);
+  std::normal_distribution<float> normal;
+  Matrix m{std::vector<float>(kRows * kCols), {}};
+  for (std::int64_t i = 0; i < kRows; ++i) {
+    for (std::int64_t j = 0; j < kHeld; ++j)
+      m.values[static_cast<std::size_t>(i * kCols + j * kCols / kHeld)] = normal(engine);
+  }
+  for (const double sigma : singular_values(m.values, kRows, kCols)) {
+    m.nuclear_norm += sigma;
+    m.norm = std::hypot(m.norm, sigma);
+  }
+  for (const Basis& basis : kSpectra[0].bases) {
+    if (!basis.drawn) continue;
+    Kept mean;
+    for (int trial = 0; trial < kTrials; ++trial) {
+      const Kept kept = kept_by(m, basis_of(m, basis, kRank, static_cast<std::uint32_t>(trial)), kRank);
+      mean.residual += kept.residual / kTrials;
+      mean.captured += kept.captured / kTrials;
+    }
+    if (basis.kind == Sketch::columns) {  // 16 of 512 columns find a quarter of one of the 8
+      EXPECT_GT(mean.residual, 0.8);
+      EXPECT_LT(mean.captured, 0.5);
+    } else {
+      EXPECT_LT(mean.residual, 1e-5) << basis.name;
+      EXPECT_NEAR(mean.captured, 1.0, 1e-5) << basis.name;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace polaron::test
