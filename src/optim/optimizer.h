@@ -45,8 +45,8 @@ class Optimizer {
   static Plan plan(const Assignment& assignment, const Ownership& ownership, int rank, const ParameterTable& table,
                    Backend& backend);
 
-  // All references must outlive the optimizer, as must the buffers. `seed` keys the random sketches, which q, k, v and o
-  // of an attention share where `shared_columns` (quirk Q11). Collective.
+  // All references must outlive the optimizer, as must the buffers. `seed` keys the random sketches, which q, k, v and
+  // o of an attention share where `shared_columns` (quirk Q11). Collective.
   Optimizer(Assignment assignment, const ParameterTable& table, Backend& backend, Communicator& communicator,
             Exchange exchange, std::uint64_t seed, const FlatBuffers& buffers, bool shared_columns = false);
 
