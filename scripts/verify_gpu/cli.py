@@ -9,12 +9,19 @@ import sys
 import time
 from pathlib import Path
 
-from . import build, correctness, device, kernels, losses, torch_phase, training
+from . import build, correctness, device, kernels, losses, sanitize, torch_phase, training
 from .report import render
-from .session import FAILED, ROOT, SKIPPED, Result, Session, report_problem
+from .session import FAILED, MEASURED, PASSED, ROOT, SKIPPED, UNFINISHED, Result, Session, report_problem
 
-PHASES = {"correctness": correctness.run, "kernels": kernels.run, "train": training.run, "torch": torch_phase.run}
-PHASE_SECONDS = 530.0
+PHASES = {
+    "correctness": correctness.run,
+    "sanitize": sanitize.run,
+    "kernels": kernels.run,
+    "train": training.run,
+    "torch": torch_phase.run,
+}
+BUDGET_SECONDS = 1700.0
+MOST_SECONDS = {"sanitize": 240.0}  # of a phase that would go on for long; the others take what is left
 NO_DEVICE = 5
 
 
@@ -29,9 +36,9 @@ def parse(arguments=None) -> argparse.Namespace:
     add(
         "--budget",
         type=float,
-        default=1700.0,
+        default=BUDGET_SECONDS,
         metavar="SECONDS",
-        help="for everything, the build included (default 1700)",
+        help=f"for everything, the build included (default {BUDGET_SECONDS:.0f})",
     )
     add("--out", type=Path, default=Path("runs/verify-gpu"), metavar="DIR", help="results (default runs/verify-gpu)")
     add("--build", type=Path, default=ROOT / "build/verify-gpu", metavar="DIR", help="build directory")
@@ -82,7 +89,7 @@ def verify(session: Session, chosen: argparse.Namespace) -> int:
         session.about["device"] = {"name": "none: a dry run on the CPU"} if dry else device.find()
     except (OSError, subprocess.TimeoutExpired) as reason:
         for name in chosen.phases:
-            session.begin_phase(name, PHASE_SECONDS)
+            session.begin_phase(name, chosen.budget)
             session.record(Result(name, "device", SKIPPED, 0.0, f"no device: {reason}"))
         return NO_DEVICE
     session.say(f"{session.about['device']['name']}, commit {session.about['commit']}")
@@ -93,7 +100,7 @@ def verify(session: Session, chosen: argparse.Namespace) -> int:
             session.record(Result(name, "all", SKIPPED, 0.0, "there is nothing to run"))
         return 1
     for name in chosen.phases:
-        session.begin_phase(name, PHASE_SECONDS)
+        session.begin_phase(name, MOST_SECONDS.get(name, chosen.budget))
         if session.left() <= 0:
             session.record(Result(name, "all", SKIPPED, 0.0, "the budget is used up"))
             continue
@@ -103,7 +110,7 @@ def verify(session: Session, chosen: argparse.Namespace) -> int:
             session.record(Result(name, "phase", FAILED, 0.0, f"{type(error).__name__}: {error}"))
     counts = {
         status: sum(result.status == status for result in session.results)
-        for status in ("passed", "measured", "skipped", "failed")
+        for status in (PASSED, MEASURED, SKIPPED, UNFINISHED, FAILED)
     }
     session.say(
         "verify_gpu: "

@@ -1,139 +1,62 @@
-"""The phase `correctness`: the CUDA tests on the device, the sanitizers, and training against the CPU."""
+"""The phase `correctness`: the CUDA tests on the device, and training against the CPU."""
 
-import json
 import math
-import shutil
 import tempfile
 from pathlib import Path
 
-from . import losses
+from . import losses, suites
 from .session import PASSED, Session, StepFailed, StepSkipped
 
 ON_DEVICE = "*/device*:*on_a_device*:CudaLibrary*"
+DRY = "*KernelBench*/cpu"
+# The most fundamental first; suites that are not named here come last.
+ORDER = """CudaLibrary ElementwiseFamily LinearFamily EmbeddingFamily NormFamily LossFamily AttentionPrepareFamily
+  AttentionFamily MixFamily MatrixUpdates NewtonSchulzFamily LowRankFamily BasisFamily CudaOptimizer CudaTraining
+  KernelBench""".split()
+AFTER_A_HANG_SECONDS = 20.0  # for a process, once one hung: the next may do so too
 
 
-def count_tests(report: dict) -> dict:
-    """Of GoogleTest's JSON: how many tests passed, failed and were skipped, and the failed ones' names."""
-    counts = {"passed": 0, "failed": 0, "skipped": 0, "failed_tests": [], "skipped_tests": []}
-    for suite in report.get("testsuites", []):
-        for test in suite.get("testsuite", []):
-            name = f"{suite['name']}.{test['name']}"
-            if test.get("failures"):
-                counts["failed"] += 1
-                counts["failed_tests"].append(name)
-            elif test.get("result") == "SKIPPED":
-                counts["skipped"] += 1
-                counts["skipped_tests"].append(name)
-            elif test.get("status") == "RUN":
-                counts["passed"] += 1
-    return counts
+def program_of(chosen) -> Path:
+    return chosen.build / "tests/cuda/test_cuda"
 
 
-def judge_tests(counts: dict, code: int) -> str:
-    """The sentence for the report; raises StepFailed unless every test ran and passed."""
-    sentence = f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped"
-    if counts["failed_tests"]:
-        raise StepFailed(f"{sentence}: {', '.join(counts['failed_tests'][:5])}")
-    if code != 0:
-        raise StepFailed(f"{sentence}; the program ended with {code}")
-    if counts["passed"] == 0:
-        raise StepFailed("no test ran")
-    if counts["skipped"] > 0:
-        raise StepFailed(f"{sentence}; with a device none may be: {', '.join(counts['skipped_tests'][:5])}")
-    return sentence
+def place(suite: str) -> int:
+    name = suite.split("/")[-1]
+    return ORDER.index(name) if name in ORDER else len(ORDER)
 
 
-def run_tests(session: Session, chosen, chosen_filter: str, limit: float, tool: list | None = None) -> tuple:
-    program = chosen.build / "tests/cuda/test_cuda"
-    if chosen.no_build and not program.exists():
-        raise StepSkipped(f"there is no {program}")
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "tests.json"
-        finished = session.command(
-            [
-                *(tool or []),
-                program,
-                f"--gtest_filter={chosen_filter}",
-                "--gtest_brief=1",
-                f"--gtest_output=json:{report}",
-            ],
-            limit=limit,
-        )
-        if tool and "Device not supported" in finished.output:
-            raise StepSkipped(f"{Path(tool[0]).name} does not support this device or its virtual machine")
-        if finished.timed_out or not report.exists():  # not there: it crashed
-            raise StepFailed(finished.why())
-        counts = count_tests(json.loads(report.read_text(encoding="utf-8")))
-    return counts, finished
-
-
-MOST_ALONE, ALONE_SECONDS = 40, 120.0
-
-
-def alone(session: Session, chosen, names: list) -> str:
-    """Which of the failed tests fail in a process of their own: a kernel that faults takes those after it along."""
-    failing, out_of_time, end = [], 0, session.left() - ALONE_SECONDS
-    for name in names[:MOST_ALONE]:
-        if session.left() < max(20.0, end):
-            out_of_time += 1
-            continue
-        try:
-            counts, finished = run_tests(session, chosen, name, 30)
-            judge_tests(counts, finished.code)
-        except StepFailed:
-            failing.append(name)
-    out_of_time += len(names[MOST_ALONE:])
-    return f"alone fail: {', '.join(failing) or 'none'}" + (f" ({out_of_time} not tried)" if out_of_time else "")
+def find_suites(session: Session, chosen) -> dict:
+    """suite -> names of its tests on the device, the most fundamental first."""
+    program = program_of(chosen)
+    if not program.exists():
+        raise StepSkipped(f"there is no {program}") if chosen.no_build else StepFailed(f"there is no {program}")
+    chosen_filter = DRY if session.dry else ON_DEVICE
+    finished = session.must([program, "--gtest_list_tests", f"--gtest_filter={chosen_filter}"], limit=60)
+    found = suites.listed(finished.output)
+    if not found:
+        raise StepFailed(f"{program.name} has no test of {chosen_filter}")
+    return {suite: found[suite] for suite in sorted(found, key=place)}
 
 
 def tests(session: Session, chosen) -> None:
-    chosen_filter = "*KernelBench*/cpu" if session.dry else ON_DEVICE
+    found = {}
+    process_limit = suites.PROCESS_SECONDS
 
-    def on_the_device():
-        counts, finished = run_tests(session, chosen, chosen_filter, 240)
-        try:
-            return PASSED, judge_tests(counts, finished.code), counts
-        except StepFailed as failed:
-            raise StepFailed(f"{failed}; {alone(session, chosen, counts['failed_tests'])}") from None
+    def look():
+        found.update(find_suites(session, chosen))
+        return PASSED, f"{sum(map(len, found.values()))} in {len(found)} suites", {}
 
-    session.step("CUDA tests on the device", on_the_device)
+    session.step("CUDA tests for the device", look)
+    for suite, names in found.items():
 
+        def on_the_device(names=names):
+            nonlocal process_limit
+            tally = suites.run(session, program_of(chosen), names, process_limit)
+            if tally.hung:
+                process_limit = AFTER_A_HANG_SECONDS
+            return PASSED, tally.judge(), {}
 
-def find_sanitizer() -> str:
-    if found := shutil.which("compute-sanitizer"):
-        return found
-    raise StepSkipped("there is no compute-sanitizer here")
-
-
-def judge_sanitizer(output: str) -> str:
-    """compute-sanitizer's own summary; raises StepFailed unless there is one and it counts nothing."""
-    summaries = [line.strip("= \n") for line in output.splitlines() if "SUMMARY: " in line]
-    if not summaries:
-        raise StepFailed("compute-sanitizer gave no summary")
-    if not all("SUMMARY: 0 " in line for line in summaries):
-        raise StepFailed("; ".join(summaries))
-    return "; ".join(summaries)
-
-
-# What memcheck looks at: every family once, without what runs long. Racecheck follows shared memory and is slower: the kernels that use it most.
-SANITIZED = {
-    "memcheck": f"{ON_DEVICE}-*CudaTraining*:*KernelBench*",
-    "racecheck": ":".join(
-        f"*{family}*/device" for family in ("Attention", "Norm", "Loss", "Embedding", "Basis", "Elementwise", "Mix")
-    ),
-}
-
-
-def sanitize(session: Session, chosen, tool: str, limit: float) -> None:
-    def check():
-        if session.dry:
-            raise StepSkipped("a dry run has no device")
-        words = [find_sanitizer(), "--tool", tool, "--error-exitcode", "99"]
-        counts, finished = run_tests(session, chosen, SANITIZED[tool], limit, words)
-        summary = judge_sanitizer(finished.output)
-        return PASSED, f"{judge_tests(counts, finished.code)}; {summary}", {}
-
-    session.step(f"compute-sanitizer {tool}", check, needs=30)
+        session.step(f"tests {suite}", on_the_device, needs=0 if session.dry else 10)
 
 
 def train(session: Session, chosen) -> None:
@@ -203,5 +126,3 @@ def train(session: Session, chosen) -> None:
 def run(session: Session, chosen) -> None:
     tests(session, chosen)
     train(session, chosen)
-    sanitize(session, chosen, "memcheck", 150)
-    sanitize(session, chosen, "racecheck", 120)

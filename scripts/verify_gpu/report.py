@@ -1,6 +1,12 @@
 """The markdown of the report, from what is known so far."""
 
-MARKS = {"passed": "passed", "measured": "measured", "failed": "**failed**", "skipped": "skipped"}
+MARKS = {
+    "passed": "passed",
+    "measured": "measured",
+    "failed": "**failed**",
+    "skipped": "skipped",
+    "not finished": "*not finished*",
+}
 
 
 def cell(value) -> str:

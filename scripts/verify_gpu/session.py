@@ -1,5 +1,6 @@
 """One verification: commands with time limits, and results that are on the disk as soon as they are known."""
 
+import contextlib
 import json
 import math
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-PASSED, FAILED, SKIPPED, MEASURED = "passed", "failed", "skipped", "measured"
+PASSED, FAILED, SKIPPED, MEASURED, UNFINISHED = "passed", "failed", "skipped", "measured", "not finished"
 
 
 def finite(value):
@@ -33,12 +34,17 @@ class StepSkipped(Exception):
     """A step could not be done here; the message says why."""
 
 
+class StepUnfinished(Exception):
+    """The time did not suffice, which says nothing about what was tried; the message says how far it came."""
+
+
 @dataclass
 class Finished:
     code: int
     output: str
     seconds: float
     timed_out: bool
+    cut_short: bool = False  # ended with the phase, before its own limit
 
     def last_lines(self, count: int = 12) -> str:
         lines = [line.rstrip() for line in self.output.replace("\r", "\n").split("\n") if line.strip()]
@@ -47,6 +53,8 @@ class Finished:
     def why(self) -> str:
         if self.timed_out:
             return f"still running after {self.seconds:.0f} s, ended"
+        if self.code is not None and self.code < 0:
+            return f"ended by {signal.Signals(-self.code).name}: {self.last_lines(4)}"
         return f"exit {self.code}: {self.last_lines(4)}"
 
 
@@ -106,7 +114,7 @@ class Session:
     def record(self, result: Result) -> None:
         self.results.append(result)
         detail = f"  {result.detail}" if result.detail else ""
-        self.say(f"   {result.status:9}{result.step} ({result.seconds:.1f} s){detail}")
+        self.say(f"   {result.status:13}{result.step} ({result.seconds:.1f} s){detail}")
         self.save()
 
     def failed(self) -> bool:
@@ -128,6 +136,8 @@ class Session:
             status, detail, data = SKIPPED, str(skipped), {}
         except StepFailed as failed:
             status, detail, data = FAILED, str(failed), {}
+        except StepUnfinished as unfinished:
+            status, detail, data = UNFINISHED, str(unfinished), {}
         except Exception as error:  # one step's defect must not cost the results of the others
             status, detail, data = FAILED, f"{type(error).__name__}: {error}", {}
         self.record(Result(self.phase, name, status, round(self.clock() - start, 2), detail, data))
@@ -140,7 +150,7 @@ class Session:
         called now and then while it runs."""
         words = [str(word) for word in words]
         start = self.clock()
-        limit = min(limit, max(self.left(), 1.0))
+        own_limit, limit = limit, min(limit, max(self.left(), 1.0))
         self.log.write(f"$ {shlex.join(words)}\n")
         self.log.flush()
         begin = self.log.tell()
@@ -171,15 +181,18 @@ class Session:
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may hold on to it for long
+                    process.wait(10)
         self.log.seek(0, os.SEEK_END)
         with open(self.out / "verify.log", encoding="utf-8", errors="replace") as log:
             log.seek(begin)
             output = log.read()
-        return Finished(process.returncode, output, self.clock() - start, timed_out)
+        return Finished(process.returncode, output, self.clock() - start, timed_out, timed_out and limit < own_limit)
 
     def must(self, words: list, **options) -> Finished:
         finished = self.command(words, **options)
+        if finished.cut_short:
+            raise StepUnfinished(f"{Path(str(words[0])).name}: {finished.why()} with the time for all")
         if finished.timed_out or finished.code != 0:
             raise StepFailed(f"{Path(str(words[0])).name}: {finished.why()}")
         return finished

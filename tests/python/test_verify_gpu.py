@@ -13,9 +13,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from verify_gpu import cli, correctness, device, kernels, losses, training  # noqa: E402
+from verify_gpu import cli, correctness, device, kernels, losses, sanitize, suites, training  # noqa: E402
 from verify_gpu.report import render  # noqa: E402
-from verify_gpu.session import FAILED, MEASURED, PASSED, SKIPPED, Result, Session, StepFailed, StepSkipped  # noqa: E402
+from verify_gpu.session import (  # noqa: E402
+    FAILED,
+    MEASURED,
+    PASSED,
+    SKIPPED,
+    UNFINISHED,
+    Result,
+    Session,
+    StepFailed,
+    StepSkipped,
+)
 
 NVIDIA_SMI = """#!/bin/sh
 case "$*" in
@@ -29,56 +39,68 @@ exit 5
 """
 
 
-def gtest_report(**tests):
-    """name="passed" | "failed" | "SKIPPED" as GoogleTest's JSON has it."""
-    suite = []
-    for name, state in tests.items():
-        test = {"name": name, "status": "RUN", "result": "SKIPPED" if state == "SKIPPED" else "COMPLETED"}
-        suite.append(test | ({"failures": [{"failure": "1 != 2"}]} if state == "failed" else {}))
-    return {"testsuites": [{"name": "Suite", "testsuite": suite}]}
+# A GoogleTest program whose tests end as their names say; after one that faults all others of the process fail.
+TEST_CUDA = """#!/usr/bin/env -S python3 -I -S
+import os, sys, time
+SUITES = {"Places/NormFamily": %s, "Cases/CudaTraining": ["passes/device"], "Places/LinearFamily": ["passes/device"]}
+chosen = next(word.split("=", 1)[1] for word in sys.argv if word.startswith("--gtest_filter="))
+faulted = False
+for suite, tests in SUITES.items():
+    if "--gtest_list_tests" in sys.argv:
+        print(suite + ".", *(f"  {test}  # GetParam() = device" for test in tests), sep="\\n")
+        continue
+    for test in tests:
+        name = f"{suite}.{test}"
+        if name not in chosen.split(":"):
+            continue
+        print(f"[ RUN      ] {name}", flush=True)
+        if test.startswith("aborts"):
+            os.abort()
+        if test.startswith("hangs"):
+            time.sleep(60)
+        if test.startswith("skips"):
+            print("family.h:11: Skipped\\nthere is no driver\\n\\n[  SKIPPED ]", name, "(0 ms)", flush=True)
+            continue
+        faulted = faulted or test.startswith("faults")
+        if faulted:
+            print("matrix.cpp:5: Failure\\nan illegal memory access")
+            print(f"[  FAILED  ] {name}, where GetParam() = device (0 ms)", flush=True)
+        else:
+            print("[       OK ]", name, "(0 ms)", flush=True)
+print("[  FAILED  ] 1 test, listed below:" if faulted else "[  PASSED  ]")
+sys.exit(1 if faulted else 0)
+"""
+
+
+def write_program(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    file.chmod(0o755)
 
 
 class Judgements(unittest.TestCase):
-    def test_all_tests_must_run_and_pass(self):
-        def judge(code=0, **tests):
-            return correctness.judge_tests(correctness.count_tests(gtest_report(**tests)), code)
-
-        self.assertEqual(judge(a="passed", b="passed"), "2 passed, 0 failed, 0 skipped")
-        for wrong in ({"a": "passed", "b": "failed"}, {"a": "passed", "b": "SKIPPED"}, {}, {"a": "passed", "code": 99}):
-            with self.assertRaises(StepFailed, msg=wrong):
-                judge(**wrong)
-        with self.assertRaisesRegex(StepFailed, r"Suite\.b"):
-            judge(a="passed", b="failed")
-
-    def test_of_failed_tests_those_are_named_that_fail_by_themselves(self):
-        tried = []
-
-        def run_tests(session, chosen, name, limit):
-            tried.append(name)
-            state = "failed" if name == "Suite.faults" else "passed"
-            return correctness.count_tests(gtest_report(**{name.split(".")[1]: state})), unittest.mock.Mock(code=0)
-
-        session = unittest.mock.Mock(**{"left.return_value": 100.0})
-        with unittest.mock.patch.object(correctness, "run_tests", run_tests):
-            found = correctness.alone(session, None, ["Suite.faults", "Suite.after", "Suite.later"])
-            self.assertEqual(found, "alone fail: Suite.faults")
-            self.assertEqual(tried, ["Suite.faults", "Suite.after", "Suite.later"])
-            session.left.return_value = 5.0
-            self.assertEqual(correctness.alone(session, None, ["Suite.after"]), "alone fail: none (1 not tried)")
-
     def test_a_sanitizer_must_have_counted_nothing(self):
         for clean in (
             "========= ERROR SUMMARY: 0 errors",
             "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)",
         ):
-            self.assertIn("SUMMARY: 0 ", correctness.judge_sanitizer(f"[ OK ] a\n{clean}\n"))
+            self.assertIn("SUMMARY: 0 ", sanitize.judge(f"[ OK ] a\n{clean}\n"))
         for wrong in (
             "ERROR SUMMARY: 10 errors",
             "RACECHECK SUMMARY: 10 hazards displayed (10 errors, 0 warnings)",
             "[ OK ] a",
         ):
             with self.assertRaises(StepFailed, msg=wrong):
-                correctness.judge_sanitizer(f"========= {wrong}\n")
+                sanitize.judge(f"========= {wrong}\n")
+
+    def test_the_first_error_of_a_sanitizer_is_told_with_its_place(self):
+        output = (
+            "========= COMPUTE-SANITIZER\n[ RUN      ] A.b\n"
+            "========= Invalid __global__ write of size 4 bytes\n=========     at kernel(float *)+0x70 in norm.cu:8\n"
+            "========= ERROR SUMMARY: 1 error\n"
+        )
+        with self.assertRaisesRegex(StepFailed, r"SUMMARY: 1 error\nInvalid __global__ write of size 4 .* norm\.cu:8"):
+            sanitize.judge(output)
 
     def test_losses_may_differ_by_the_tolerance_and_no_more(self):
         expected = [10.0, 8.0, 6.0]
@@ -176,6 +198,140 @@ class Sessions(unittest.TestCase):
             self.session().must(["/nowhere/polaron"])
 
 
+class Suites(unittest.TestCase):
+    """The phases with fake programs."""
+
+    def run_phase(self, phase, tests, budget=1000.0, process_limit=20.0, sanitizer=None):
+        """step -> (status, detail) of a phase where the tests of NormFamily are these."""
+        with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
+            folder = Path(name)
+            write_program(folder / "build/tests/cuda/test_cuda", TEST_CUDA % json.dumps(tests))
+            if sanitizer:
+                write_program(folder / "compute-sanitizer", sanitizer)
+            session = Session(folder / "out", budget, False, render)
+            session.environment["PATH"] = f"{folder}:{os.environ['PATH']}"
+            session.begin_phase("phase", budget)
+            chosen = unittest.mock.Mock(build=folder / "build", no_build=False)
+            with (
+                unittest.mock.patch.object(suites, "PROCESS_SECONDS", process_limit),
+                unittest.mock.patch.object(suites, "LEAST_SECONDS", 0.1),
+                unittest.mock.patch.object(session, "step", self.step_without_least_time(session)),
+                unittest.mock.patch.dict(os.environ, PATH=session.environment["PATH"]),
+            ):
+                phase(session, chosen)
+            session.log.close()
+            return {result.step: (result.status, result.detail) for result in session.results}
+
+    @staticmethod
+    def step_without_least_time(session):
+        step = session.step
+        return lambda name, work, needs=0.0: step(name, work)
+
+    def of_norm(self, tests, **options):
+        results = self.run_phase(correctness.tests, tests, **options)
+        self.assertEqual(results["tests Cases/CudaTraining"], (PASSED, "1 passed, 0 failed, 0 skipped"))
+        self.assertEqual(results["tests Places/LinearFamily"], (PASSED, "1 passed, 0 failed, 0 skipped"))
+        return results["tests Places/NormFamily"]
+
+    def test_the_most_fundamental_suites_come_first(self):
+        results = self.run_phase(correctness.tests, ["passes/device"])
+        self.assertEqual(
+            list(results),
+            ["CUDA tests for the device"]
+            + [f"tests {suite}" for suite in ("Places/LinearFamily", "Places/NormFamily", "Cases/CudaTraining")],
+        )
+        self.assertEqual(results["CUDA tests for the device"], (PASSED, "3 in 3 suites"))
+
+    def test_one_that_aborts_is_named_and_all_others_still_run(self):
+        status, detail = self.of_norm(["passes/device", "aborts/device", "passes_too/device"])
+        self.assertEqual(status, FAILED)
+        self.assertIn("2 passed, 1 failed, 0 skipped", detail)
+        self.assertIn("Places/NormFamily.aborts/device: ended by SIGABRT", detail)
+
+    def test_one_that_hangs_is_named_and_all_others_still_run(self):
+        status, detail = self.of_norm(["passes/device", "hangs/device", "passes_too/device"], process_limit=3.0)
+        self.assertEqual(status, FAILED)
+        self.assertIn("2 passed, 1 failed, 0 skipped", detail)
+        self.assertIn("Places/NormFamily.hangs/device: still running after 3 s", detail)
+
+    def test_one_that_is_skipped_where_a_device_is_has_failed(self):
+        status, detail = self.of_norm(["passes/device", "skips/device"])
+        self.assertEqual(status, FAILED)
+        self.assertIn("1 passed, 0 failed, 1 skipped", detail)
+        self.assertIn("none may be skipped: Places/NormFamily.skips/device: family.h:11: Skipped; there is no", detail)
+
+    def test_those_after_a_fault_are_run_again_without_it(self):
+        status, detail = self.of_norm(["faults/device", "passes/device", "faults_too/device", "passes_too/device"])
+        self.assertEqual(status, FAILED)
+        self.assertIn("2 passed, 2 failed, 0 skipped", detail)
+        self.assertIn("Places/NormFamily.faults/device: matrix.cpp:5: Failure; an illegal memory access", detail)
+        self.assertIn("Places/NormFamily.faults_too/device: ", detail)
+
+    def test_what_the_time_did_not_suffice_for_is_not_finished_rather_than_failed(self):
+        results = self.run_phase(
+            lambda session, chosen: session.step(
+                "Norm",
+                lambda: (
+                    PASSED,
+                    suites.run(
+                        session,
+                        correctness.program_of(chosen),
+                        [f"Places/NormFamily.{name}/device" for name in ("passes", "hangs", "passes_too")],
+                        process_limit=20.0,
+                    ).judge(),
+                    {},
+                ),
+            ),
+            ["passes/device", "hangs/device", "passes_too/device"],
+            budget=3.0,
+        )
+        status, detail = results["Norm"]
+        self.assertEqual(status, UNFINISHED)
+        self.assertIn("1 passed, 0 failed, 0 skipped, 1 not run", detail)
+        self.assertIn("the time was up in Places/NormFamily.hangs/device", detail)
+
+    def test_a_program_that_does_not_start_fails_before_any_suite(self):
+        with unittest.mock.patch.dict(globals(), TEST_CUDA="#!/bin/sh\necho no libopenblas.so.0 >&2; exit 127; # %s\n"):
+            results = self.run_phase(correctness.tests, [])
+        self.assertEqual(list(results), ["CUDA tests for the device"])
+        self.assertEqual(results["CUDA tests for the device"][0], FAILED)
+        self.assertIn("no libopenblas.so.0", results["CUDA tests for the device"][1])
+
+    def test_a_sanitizer_that_needs_too_long_has_found_nothing_and_the_next_suite_is_its_own(self):
+        clean = """#!/bin/sh
+while [ "${1#*test_cuda}" = "$1" ]; do shift; done
+"$@"
+echo "========= ERROR SUMMARY: 0 errors"
+"""
+        results = self.run_phase(sanitize.run, ["passes/device", "hangs/device"], process_limit=3.0, sanitizer=clean)
+        self.assertEqual(results["memcheck Places/NormFamily"][0], UNFINISHED)
+        self.assertIn("the time was up in Places/NormFamily.hangs/device", results["memcheck Places/NormFamily"][1])
+        self.assertEqual(results["memcheck Places/LinearFamily"][0], PASSED)
+        steps = list(results)
+        self.assertLess(steps.index("racecheck Places/NormFamily"), steps.index("memcheck Places/LinearFamily"))
+        self.assertNotIn("memcheck Cases/CudaTraining", results)
+
+    def test_a_sanitizer_looks_at_our_kernels_only_and_its_errors_fail_a_suite_whose_tests_pass(self):
+        finds = """#!/bin/sh
+case "$*" in *"--kernel-name kns=polaron"*) ;; *) exit 3 ;; esac
+while [ "${1#*test_cuda}" = "$1" ]; do shift; done
+"$@"
+echo "========= Invalid __shared__ read of size 4 bytes"
+echo "=========     at polaron::cuda::norm(float *) in norm.cu:8"
+echo "========= ERROR SUMMARY: 1 error"
+exit 99
+"""
+        results = self.run_phase(sanitize.run, ["passes/device"], sanitizer=finds)
+        status, detail = results["memcheck Places/NormFamily"]
+        self.assertEqual(status, FAILED)
+        self.assertIn("Invalid __shared__ read of size 4 bytes at polaron::cuda::norm(float *) in norm.cu:8", detail)
+
+    def test_a_device_that_the_sanitizer_does_not_support_is_asked_once(self):
+        refuses = "#!/bin/sh\necho '========= Error: Device not supported'; exit 1\n"
+        results = self.run_phase(sanitize.run, ["passes/device"], sanitizer=refuses)
+        self.assertEqual([status for status, _ in results.values()], [PASSED, SKIPPED])
+
+
 class CommandLine(unittest.TestCase):
     def run_with(self, *arguments):
         """(exit code, output, results) on a machine that seems to have an H200."""
@@ -242,7 +398,7 @@ class CommandLine(unittest.TestCase):
 
     def test_phases_come_in_their_own_order(self):
         self.assertEqual(cli.parse(["torch", "correctness"]).phases, ["correctness", "torch"])
-        self.assertEqual(cli.parse([]).phases, ["correctness", "kernels", "train", "torch"])
+        self.assertEqual(cli.parse([]).phases, ["correctness", "sanitize", "kernels", "train", "torch"])
 
 
 class Report(unittest.TestCase):
