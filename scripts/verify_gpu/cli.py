@@ -20,7 +20,7 @@ PHASES = {
     "train": training.run,
     "torch": torch_phase.run,
 }
-BUDGET_SECONDS = 1700.0
+BUDGET_SECONDS = 560.0
 MOST_SECONDS = {"sanitize": 240.0}  # of a phase that would go on for long; the others take what is left
 NO_DEVICE = 5
 

@@ -193,6 +193,23 @@ class Sessions(unittest.TestCase):
         self.assertTrue(finished.timed_out)
         self.assertEqual(finished.output, "begun\n")
 
+    def test_a_command_that_ends_with_the_phase_is_not_finished_and_one_at_its_own_limit_failed(self):
+        with self.quiet():
+            session = self.session()
+            session.begin_phase("kernels", 0.5)  # a command is given a second at least
+            session.step("cut", lambda: session.must(["sleep", "60"], limit=30))
+            session.begin_phase("train", 500)
+            session.step("slow", lambda: session.must(["sleep", "60"], limit=0.3))
+        self.assertEqual([result.status for result in session.results], [UNFINISHED, FAILED])
+        self.assertIn("| kernels | cut | *not finished* |", (session.out / "report.md").read_text())
+
+    def test_a_phase_ends_with_the_budget_of_all(self):
+        session = self.session(budget=100.0, clock=lambda: self.now)
+        with self.quiet():
+            self.now = 70.0
+            session.begin_phase("train", 500)
+        self.assertEqual(session.left(), 30.0)
+
     def test_a_program_that_is_not_there_fails_by_name(self):
         with self.assertRaisesRegex(StepFailed, "/nowhere/polaron"):
             self.session().must(["/nowhere/polaron"])
@@ -395,6 +412,10 @@ class CommandLine(unittest.TestCase):
             self.assertIn("| kernels | step | passed |", output.getvalue())
             self.assertIn("| train | step | passed |", output.getvalue())
             self.assertIn("another device", errors.getvalue())
+
+    def test_without_a_budget_all_ends_within_ten_minutes(self):
+        self.assertEqual(cli.parse([]).budget, 560)
+        self.assertEqual(cli.parse(["--budget", "1700"]).budget, 1700)
 
     def test_phases_come_in_their_own_order(self):
         self.assertEqual(cli.parse(["torch", "correctness"]).phases, ["correctness", "torch"])
