@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import build, correctness, device, kernels, losses, sanitize, torch_phase, training
+from . import build, correctness, device, kernels, losses, machine, sanitize, torch_phase, training
 from .report import render
 from .session import FAILED, MEASURED, PASSED, ROOT, SKIPPED, UNFINISHED, Result, Session, report_problem
 
@@ -94,8 +94,12 @@ def verify(session: Session, chosen: argparse.Namespace) -> int:
         return NO_DEVICE
     session.say(f"{session.about['device']['name']}, commit {session.about['commit']}")
     session.save()
-    session.begin_phase("build", chosen.budget)
-    if not build.run(session, chosen):
+    session.begin_phase("machine", chosen.budget)
+    ready = dry or machine.check(session, chosen)
+    if ready:
+        session.begin_phase("build", chosen.budget)
+        ready = build.run(session, chosen)
+    if not ready:
         for name in chosen.phases:
             session.record(Result(name, "all", SKIPPED, 0.0, "there is nothing to run"))
         return 1

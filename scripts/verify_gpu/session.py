@@ -122,6 +122,11 @@ class Session:
 
     # --- work
 
+    def put_first(self, name: str, *folders) -> None:
+        """Folders before those of a variable like PATH, for the commands from now on."""
+        before = self.environment.get(name)
+        self.environment[name] = os.pathsep.join([*map(str, folders), *([before] if before else [])])
+
     def step(self, name: str, work, needs: float = 0.0) -> bool:
         """Runs work() -> (status, detail, data) and records how it ended. `needs`: seconds without which it is skipped."""
         start = self.clock()

@@ -13,7 +13,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from verify_gpu import cli, correctness, device, kernels, losses, sanitize, suites, training  # noqa: E402
+from verify_gpu import (  # noqa: E402
+    build,
+    cli,
+    correctness,
+    device,
+    kernels,
+    losses,
+    machine,
+    sanitize,
+    suites,
+    training,
+)
 from verify_gpu.report import render  # noqa: E402
 from verify_gpu.session import (  # noqa: E402
     FAILED,
@@ -349,7 +360,117 @@ exit 99
         self.assertEqual([status for status, _ in results.values()], [PASSED, SKIPPED])
 
 
+class Machines(unittest.TestCase):
+    """The check before the build, on machines that are made up."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        for tool in machine.TOOLS:
+            write_program(self.folder / "cuda/bin" / tool, "#!/bin/sh\necho Cuda compilation tools, release 13.0, V13\n")
+        for header in machine.HEADERS:
+            self.write(f"cuda/include/{header}")
+        for library in machine.LIBRARIES:
+            self.write(f"cuda/lib64/{library}")
+
+    def write(self, file):
+        (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / file).write_text("")
+
+    def check(self, no_build=False, sites=()):
+        """(whether to go on, the step's status and detail, the commands' environment afterwards)"""
+
+        def loads(session, library):
+            folders = session.environment.get("LD_LIBRARY_PATH", "").split(":")
+            return any(Path(folder or "/nowhere", library).exists() for folder in folders)
+
+        chosen = unittest.mock.Mock(no_build=no_build, phases=["correctness"], data=self.folder / "data")
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            unittest.mock.patch.dict(os.environ, PATH=f"{self.folder}/cuda/bin:/usr/bin:/bin", CPATH=""),
+            unittest.mock.patch.object(sys, "path", [str(site) for site in sites]),
+            unittest.mock.patch.object(machine, "loads", loads),
+        ):
+            session = Session(self.folder / "out", 100.0, False, render)
+            session.begin_phase("machine", 100.0)
+            ready = machine.check(session, chosen)
+            session.log.close()
+        (result,) = session.results
+        return ready, result.status, result.detail, session.environment
+
+    def test_with_a_whole_toolkit_passes_and_says_that_the_text_is_not_there(self):
+        ready, status, detail, _ = self.check()
+        self.assertEqual((ready, status), (True, PASSED))
+        self.assertIn("CUDA 13.0", detail)
+        self.assertIn("no train_000000.bin in", detail)
+        self.write("data/train_000000.bin")
+        self.assertNotIn("train_000000.bin", self.check()[2])
+
+    def test_with_too_old_a_compiler_there_is_no_build(self):
+        write_program(self.folder / "cuda/bin/nvcc", "#!/bin/sh\necho release 12.4, V12\n")
+        ready, status, detail, _ = self.check()
+        self.assertEqual((ready, status), (False, FAILED))
+        self.assertIn("missing: CUDA 13 (nvcc is of 12.4)", detail)
+        self.assertEqual(self.check(no_build=True)[:2], (True, PASSED))
+
+    def test_headers_and_libraries_are_also_found_in_pythons_packages(self):
+        for header in machine.HEADERS[1:]:
+            (self.folder / "cuda/include" / header).unlink()
+        for library in machine.LIBRARIES:
+            (self.folder / "cuda/lib64" / library).unlink()
+        ready, status, detail, _ = self.check()
+        self.assertEqual((ready, status), (False, FAILED))
+        for file in (*machine.HEADERS[1:], *machine.LIBRARIES):
+            self.assertIn(file, detail)
+            self.write(f"site/nvidia/cu13/{'include' if file.endswith('.h') else 'lib'}/{file}")
+        ready, status, _, environment = self.check(sites=[self.folder / "site"])
+        self.assertEqual((ready, status), (True, PASSED))
+        self.assertEqual(environment["CPATH"], f"{self.folder}/site/nvidia/cu13/include")
+        self.assertEqual(environment["LD_LIBRARY_PATH"].split(":")[0], f"{self.folder}/site/nvidia/cu13/lib")
+
+    def test_without_a_library_the_rest_is_still_tried_and_the_step_has_failed(self):
+        (self.folder / "cuda/lib64/libcusolver.so.12").unlink()
+        ready, status, detail, _ = self.check()
+        self.assertEqual((ready, status), (True, FAILED))
+        self.assertIn("missing: libcusolver.so.12", detail)
+
+
+class Builds(unittest.TestCase):
+    CMAKE = """#!/bin/sh
+[ "$1" = -S ] && exit 0
+case "$*" in *%s*) echo "x.cpp: error"; exit 1 ;; esac
+"""
+
+    def build(self, broken):
+        with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(io.StringIO()):
+            folder = Path(name)
+            write_program(folder / "bin/cmake", self.CMAKE % broken)
+            for file in build.TARGETS.values():  # of an earlier build
+                write_program(folder / "build" / file, "")
+            session = Session(folder / "out", 100.0, False, render)
+            session.environment["PATH"] = f"{folder}/bin:{os.environ['PATH']}"
+            session.begin_phase("build", 100.0)
+            with unittest.mock.patch.dict(os.environ, PATH=session.environment["PATH"]):
+                chosen = unittest.mock.Mock(build=folder / "build", packages=None, no_build=False)
+                ready = build.run(session, chosen)
+            session.log.close()
+            left = {target for target, file in build.TARGETS.items() if (folder / "build" / file).exists()}
+            return ready, session.results[0], left
+
+    def test_what_does_not_build_costs_only_what_needs_it_and_leaves_no_old_program(self):
+        ready, result, left = self.build("test_cuda")
+        self.assertTrue(ready)
+        self.assertEqual(result.status, FAILED)
+        self.assertEqual(result.detail, "test_cuda: exit 1: x.cpp: error")
+        self.assertEqual(left, set(build.TARGETS) - {"test_cuda"})
+        self.assertFalse(self.build("polaron_cuda")[0])
+        self.assertEqual(self.build("nothing")[1].status, PASSED)
+
+
 class CommandLine(unittest.TestCase):
+    libraries_load = True
+
     def run_with(self, *arguments):
         """(exit code, output, results) on a machine that seems to have an H200."""
         with tempfile.TemporaryDirectory() as name:
@@ -362,7 +483,10 @@ class CommandLine(unittest.TestCase):
             os.environ.pop("POLARON_VERIFY_DRY", None)
             output = io.StringIO()
             try:
-                with contextlib.redirect_stdout(output):
+                with (
+                    contextlib.redirect_stdout(output),
+                    unittest.mock.patch.object(machine, "loads", lambda session, library: self.libraries_load),
+                ):
                     code = cli.main([*arguments, "--program", str(folder / "polaron"), "--out", str(folder / "out")])
             finally:
                 os.environ["PATH"] = before
@@ -376,6 +500,13 @@ class CommandLine(unittest.TestCase):
         self.assertEqual(set(failed), {"kernels", "train"})
         self.assertIn("the device is on fire", failed["train"])
         self.assertIn("failed", output.splitlines()[-1])
+
+    def test_a_library_that_is_missing_is_named_before_the_phases(self):
+        with unittest.mock.patch.object(self, "libraries_load", False):
+            code, _, results = self.run_with("train", "--no-build")
+        self.assertEqual(code, 1)
+        self.assertEqual([result["phase"] for result in results["results"]][:3], ["machine", "build", "train"])
+        self.assertIn("missing: libcublasLt.so.13, libcusolver.so.12", results["results"][0]["detail"])
 
     def test_without_a_device_every_phase_says_so_and_the_exit_code_is_5(self):
         with tempfile.TemporaryDirectory() as name, unittest.mock.patch.dict(os.environ, PATH=name):
