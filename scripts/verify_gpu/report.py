@@ -224,13 +224,24 @@ def orthogonalization(results: list) -> list:
     for result in results:
         if "orthogonalization" in result.data:
             lines += ["## Orthogonalization of matrices with these singular values", ""]
-            lines += table(
-                ["spectrum", "method", "rank>", "ms>", "captured>"],
-                [
-                    [row["spectrum"], row["method"], row["rank"], number(row["ms"], 3), number(row["captured"], 4)]
-                    for row in result.data["orthogonalization"]
-                ],
-            )
+            lines += [
+                "Shares of the nuclear norm: of the exact polar factor in the subspace, and of what was computed.",
+                "",
+            ]
+            rows = []
+            for row in result.data["orthogonalization"]:
+                output = row.get("captured_by_output")
+                rows.append(
+                    [
+                        row["spectrum"],
+                        row["method"],
+                        row["rank"],
+                        number(row["ms"], 3),
+                        number(row["captured"], 4),
+                        "-" if output is None else number(output, 4),
+                    ]
+                )
+            lines += table(["spectrum", "method", "rank>", "ms>", "captured>", "by its output>"], rows)
     return lines
 
 

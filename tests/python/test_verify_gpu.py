@@ -605,6 +605,13 @@ class Report(unittest.TestCase):
         )
         self.assertIn("| 24 x 1024 | 1/8 | muon | 2.000 | 1.0 | 3.00 | 3.50 |", report)
 
+    def test_what_the_output_captures_stands_beside_what_the_subspace_holds(self):
+        row = {"spectrum": "1/j", "method": "columns", "rank": 64, "ms": 0.5, "captured": 0.4}
+        rows = [row | {"captured_by_output": 0.375}, row | {"method": "exact"}]
+        report = render({}, [Result("kernels", "o", MEASURED, data={"orthogonalization": rows})])
+        self.assertIn("| 1/j | columns | 64 | 0.500 | 0.4000 | 0.3750 |", report)
+        self.assertIn("| 1/j | exact | 64 | 0.500 | 0.4000 | - |", report)
+
 
 if __name__ == "__main__":
     unittest.main()
