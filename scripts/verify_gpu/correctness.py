@@ -7,7 +7,7 @@ from pathlib import Path
 from . import losses, suites
 from .session import PASSED, Session, StepFailed, StepSkipped
 
-ON_DEVICE = "*/device*:*on_a_device*:CudaLibrary*"
+ON_DEVICE = "*/device*:*on_a_device*:CudaLibrary.of_this_build*"
 DRY = "*KernelBench*/cpu"
 # The most fundamental first; suites that are not named here come last.
 ORDER = """CudaLibrary ElementwiseFamily LinearFamily EmbeddingFamily NormFamily LossFamily AttentionPrepareFamily
@@ -31,6 +31,7 @@ def find_suites(session: Session, chosen) -> dict:
     if not program.exists():
         raise StepSkipped(f"there is no {program}") if chosen.no_build else StepFailed(f"there is no {program}")
     chosen_filter = DRY if session.dry else ON_DEVICE
+    session.environment["POLARON_CUDA_LIBRARY"] = str(chosen.build / "libpolaron_cuda.so")
     finished = session.must([program, "--gtest_list_tests", f"--gtest_filter={chosen_filter}"], limit=60)
     found = suites.listed(finished.output)
     if not found:

@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "library_file.h"
 #include "support/errors.h"
 
 namespace polaron::test {
@@ -29,7 +30,7 @@ TEST(CudaLibrary, of_another_version_is_refused) {
 }
 
 TEST(CudaLibrary, of_this_build_opens_without_a_driver_and_gives_a_backend_or_the_reason_why_not) {
-  const CudaLibrary library = open_cuda_library(POLARON_CUDA_LIBRARY);
+  const CudaLibrary library = open_cuda_library(cuda_library_file());
   try {
     EXPECT_EQ(library.make_backend(0)->device().info().kind, "cuda");
   } catch (const Error& error) {

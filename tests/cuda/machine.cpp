@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "cpu/cpu_backend.h"
 #include "cuda/backend.h"
+#include "library_file.h"
 #include "train/cuda_library.h"
 
 namespace polaron::test {
@@ -30,7 +31,7 @@ const std::vector<Place>& places() {
 std::unique_ptr<Backend> open_device(std::string& why_not) {
   static bool was_there = false;
   try {
-    std::unique_ptr<Backend> backend = open_cuda_library(POLARON_CUDA_LIBRARY).make_backend(0);
+    std::unique_ptr<Backend> backend = open_cuda_library(cuda_library_file()).make_backend(0);
     was_there = true;
     return backend;
   } catch (const Error& error) {

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "cuda/backend.h"
 #include "emulation/emulation.h"
+#include "library_file.h"
 #include "machine.h"
 #include "optim/stepper.h"
 #include "train/cuda_library.h"
@@ -66,7 +67,7 @@ TEST_P(CudaOptimizer, goes_where_the_cpus_goes_when_emulated) {
 TEST_P(CudaOptimizer, goes_where_the_cpus_goes_on_a_device) {
   std::string why_not;
   if (open_device(why_not) == nullptr) GTEST_SKIP() << why_not;
-  expect_what_the_cpu_does([] { return open_cuda_library(POLARON_CUDA_LIBRARY).make_backend(0); });
+  expect_what_the_cpu_does([] { return open_cuda_library(cuda_library_file()).make_backend(0); });
 }
 
 INSTANTIATE_TEST_SUITE_P(Settings, CudaOptimizer, testing::ValuesIn(settings()),

@@ -19,6 +19,7 @@
 #include "emulation/cublaslt.h"
 #include "emulation/emulation.h"
 #include "emulation/runtime.h"
+#include "library_file.h"
 #include "machine.h"
 #include "model/features.h"
 #include "optim/stepper.h"
@@ -180,7 +181,7 @@ TEST_P(CudaTraining, has_the_losses_of_the_cpu_on_a_device) {
   std::string why_not;
   if (open_device(why_not) == nullptr) GTEST_SKIP() << why_not;
   expect_losses_of_the_cpu([] {
-    return ChosenBackend{open_cuda_library(POLARON_CUDA_LIBRARY).make_backend(0), "a device"};
+    return ChosenBackend{open_cuda_library(cuda_library_file()).make_backend(0), "a device"};
   });
 }
 
