@@ -84,20 +84,20 @@ def train(session: Session, chosen) -> None:
         rest = actual[losses.COMPARED_STEPS :]
         if len(actual) != steps or not all(map(math.isfinite, rest)):
             raise StepFailed(
-                f"{sum(map(math.isfinite, rest))} of {steps - losses.COMPARED_STEPS} more losses are finite"
+                f"{sum(map(math.isfinite, rest))} of {steps - losses.COMPARED_STEPS} more losses are finite", data
             )
         data["last_loss"] = actual[-1]
         return (
             PASSED,
             (
-                f"{losses.COMPARED_STEPS} losses within {100 * data['worst_difference']:.3f} % of the CPU's, {len(rest)} more "
-                f"finite, the last one {actual[-1]:.4f}"
+                f"{losses.COMPARED_STEPS} losses within {100 * data['worst_difference']:.3f} % of the CPU's, "
+                f"{len(rest)} more finite, the last one {actual[-1]:.4f}"
             ),
             data,
         )
 
-    def fp32_against_the_cpu():
-        data = losses.compare(run_once("fp32", losses.COMPARED_STEPS, "fp32"), found["expected"])
+    def first_steps_against_the_cpu(precision):
+        data = losses.compare(run_once(precision, losses.COMPARED_STEPS, precision), found["expected"])
         return PASSED, f"within {100 * data['worst_difference']:.4f} %", data
 
     def twice():
@@ -113,12 +113,17 @@ def train(session: Session, chosen) -> None:
 
     try:
         if session.step("losses of the CPU", reference):
-            if session.step(
+            for exact in [] if session.dry else ["fp32", "tf32"]:  # dry runs are of fp32 below
+                session.step(
+                    f"GPT-2 124M in {exact} against the CPU",
+                    lambda exact=exact: first_steps_against_the_cpu(exact),
+                    needs=15,
+                )
+            session.step(
                 f"GPT-2 124M in {precision} against the CPU", against_the_cpu, needs=20 if not session.dry else 0
-            ):
-                session.step("two runs are identical", twice)
-            if not session.dry:  # it was fp32 already
-                session.step("GPT-2 124M in fp32 against the CPU", fp32_against_the_cpu)
+            )
+            if "first" in found:
+                session.step("two runs are identical", twice, needs=20 if not session.dry else 0)
     finally:
         losses.remove(work)
         losses.remove(session.out / "text")

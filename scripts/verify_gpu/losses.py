@@ -100,12 +100,13 @@ def compare(actual: list, expected: list, tolerance: float = TOLERANCE) -> dict:
     }
     if not finite:
         first = next(i for i, loss in enumerate(actual) if not math.isfinite(loss))
-        raise StepFailed(f"the loss of step {first + 1} is not finite")
+        raise StepFailed(f"the loss of step {first + 1} is not finite", data)
     if not worst <= tolerance:
         step = differences.index(worst)
         raise StepFailed(
             f"step {step + 1}: loss {actual[step]:.5f}, on the CPU {expected[step]:.5f}: "
-            f"{100 * worst:.3f} % apart, {100 * tolerance:g} % allowed"
+            f"{100 * worst:.3f} % apart, {100 * tolerance:g} % allowed",
+            data,
         )
     return data
 

@@ -27,7 +27,11 @@ def finite(value):
 
 
 class StepFailed(Exception):
-    """A step did not do what it should; the message is for the report."""
+    """A step did not do what it should; the message is for the report, and so is `data`."""
+
+    def __init__(self, message: str, data: dict | None = None):
+        super().__init__(message)
+        self.data = data or {}
 
 
 class StepSkipped(Exception):
@@ -140,7 +144,7 @@ class Session:
         except StepSkipped as skipped:
             status, detail, data = SKIPPED, str(skipped), {}
         except StepFailed as failed:
-            status, detail, data = FAILED, str(failed), {}
+            status, detail, data = FAILED, str(failed), failed.data
         except StepUnfinished as unfinished:
             status, detail, data = UNFINISHED, str(unfinished), {}
         except Exception as error:  # one step's defect must not cost the results of the others

@@ -28,6 +28,7 @@ CASES = [
     Case("gpt2-350m", 16, 128, LOW_RANK, "low-rank Muon"),
     Case("gpt2-774m", 8, 64, LOW_RANK, "low-rank Muon"),
     Case("llama-1b", 8, 64, LOW_RANK, "low-rank Muon"),
+    Case("gpt2-124m", 32, 512, ADAMW | {"precision": "tf32"}, "AdamW, all in tf32"),
 ]
 TINY = {"model.layers": 1, "model.width": 64, "model.heads": 1, "model.vocabulary": 256, "model.context_length": 32}
 
