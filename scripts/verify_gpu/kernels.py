@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from . import losses
-from .session import MEASURED, ROOT, Session, StepFailed, StepSkipped
+from .session import MEASURED, ROOT, Session, StepFailed, StepSkipped, StepUnfinished
 
 # width -> layers: enough matrices to fill a device, and not so many that drawing them takes the phase's time.
 LAYERS = {768: 12, 1024: 24, 2048: 12, 4096: 8}
@@ -34,7 +34,8 @@ def ops(session: Session, chosen) -> None:
         data = read_json(file)  # of the cases that were done, also where the program was ended
         session.about["gemm_flops"], session.about["copy_bytes_per_s"] = data["gemm_flops"], data["copy_bytes_per_s"]
         if finished.code != 0:
-            raise StepFailed(f"{finished.why()}; {len(data['cases'])} cases are in {file.name}")
+            ended = StepUnfinished if finished.cut_short else StepFailed
+            raise ended(f"{finished.why()}; {len(data['cases'])} cases are in {file.name}", data)
         return (
             MEASURED,
             (

@@ -26,20 +26,24 @@ def finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class StepFailed(Exception):
-    """A step did not do what it should; the message is for the report, and so is `data`."""
+class StepEnded(Exception):
+    """What a step ended with, for the report: a message, and what is known all the same."""
 
     def __init__(self, message: str, data: dict | None = None):
         super().__init__(message)
         self.data = data or {}
 
 
-class StepSkipped(Exception):
-    """A step could not be done here; the message says why."""
+class StepFailed(StepEnded):
+    """It did not do what it should."""
 
 
-class StepUnfinished(Exception):
-    """The time did not suffice, which says nothing about what was tried; the message says how far it came."""
+class StepSkipped(StepEnded):
+    """It could not be done here; the message says why."""
+
+
+class StepUnfinished(StepEnded):
+    """The time did not suffice, which says nothing against what was tried; the message says how far it came."""
 
 
 @dataclass
@@ -141,12 +145,9 @@ class Session:
             return False
         try:
             status, detail, data = work()
-        except StepSkipped as skipped:
-            status, detail, data = SKIPPED, str(skipped), {}
-        except StepFailed as failed:
-            status, detail, data = FAILED, str(failed), failed.data
-        except StepUnfinished as unfinished:
-            status, detail, data = UNFINISHED, str(unfinished), {}
+        except StepEnded as ended:
+            status = {StepFailed: FAILED, StepSkipped: SKIPPED, StepUnfinished: UNFINISHED}[type(ended)]
+            detail, data = str(ended), ended.data
         except Exception as error:  # one step's defect must not cost the results of the others
             status, detail, data = FAILED, f"{type(error).__name__}: {error}", {}
         self.record(Result(self.phase, name, status, round(self.clock() - start, 2), detail, data))

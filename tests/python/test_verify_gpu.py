@@ -204,6 +204,18 @@ class Sessions(unittest.TestCase):
         self.assertIn("| kernels | four | skipped | 0.0 | no tool |", report)
         self.assertTrue(session.failed())
 
+    def test_what_a_failed_step_knows_all_the_same_is_in_its_results(self):
+        def fails():
+            raise StepFailed("the last case broke", {"cases": [1, 2]})
+
+        with self.quiet():
+            session = self.session()
+            session.render = lambda about, results: ""
+            session.begin_phase("kernels", 100)
+            session.step("ops", fails)
+        (result,) = json.loads((session.out / "results.json").read_text())["results"]
+        self.assertEqual((result["status"], result["data"]), (FAILED, {"cases": [1, 2]}))
+
     def test_a_step_without_enough_time_left_is_skipped_and_says_so(self):
         with self.quiet():
             session = self.session(clock=lambda: self.now)
@@ -552,6 +564,10 @@ class CommandLine(unittest.TestCase):
             self.assertEqual(code, 5)
             self.assertEqual(output.getvalue().count("no device: there is no nvidia-smi here"), 2)
             self.assertIn("| torch | device | skipped |", Path(name, "out/report.md").read_text())
+
+    def test_a_copy_without_history_is_told_its_commit(self):
+        with unittest.mock.patch.dict(os.environ, POLARON_COMMIT="v1-3-gabc"):
+            self.assertEqual(self.run_with("train")[2]["about"]["commit"], "v1-3-gabc")
 
     def test_unknown_phases_and_budgets_are_usage_errors(self):
         for wrong in (["kernel"], ["--budget", "0"]):
