@@ -10,7 +10,8 @@ TEST(VerifyGpu, a_dry_run_goes_through_comparison_optimizers_and_steps_on_the_cp
   ProcessOptions options;
   options.launcher = {"/usr/bin/env", "POLARON_VERIFY_DRY=1", "OMP_NUM_THREADS=1"};
   const std::string script = POLARON_SOURCE_DIR "/scripts/verify_gpu.sh";
-  for (const std::string& word : Arguments{script, "correctness", "kernels", "train", "--out", "out", "--program"}) {
+  for (const std::string& word :
+       Arguments{script, "correctness", "sanitize", "kernels", "train", "--out", "out", "--program"}) {
     options.launcher.push_back(word);  // the program's path comes behind the last one
   }
   const Outcome outcome = folder.run({}, options);
@@ -21,7 +22,7 @@ TEST(VerifyGpu, a_dry_run_goes_through_comparison_optimizers_and_steps_on_the_cp
   EXPECT_EQ(status["losses of the CPU"], "passed");
   EXPECT_EQ(status["GPT-2 124M in fp32 against the CPU"], "passed");
   EXPECT_EQ(status["two runs are identical"], "passed");
-  EXPECT_EQ(status["compute-sanitizer memcheck"], "skipped");
+  EXPECT_EQ(status["compute-sanitizer"], "skipped");
   EXPECT_EQ(status["optimizer step, 1 layers of 64, rank 1/8"], "measured");
   EXPECT_EQ(status["training step, gpt2-124m, low-rank Muon, micro-batch 2"], "measured");
   const std::string report = folder.read("out/report.md");
