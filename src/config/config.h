@@ -122,7 +122,7 @@ struct OptimizerConfig {
 
 struct ValidationConfig {
   std::int64_t every = 0;   // steps; 0: only at the end
-  std::int64_t tokens = 0;  // exactly so many targets; 0: the whole split
+  std::int64_t tokens = 0;  // the first so many targets; 0: the whole split
   bool operator==(const ValidationConfig&) const = default;
 };
 

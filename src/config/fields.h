@@ -159,10 +159,12 @@ template <class V>
 void describe(V& v, ValidationConfig& c) {
   v.field("every", c.every,
           {.help = "steps between two validations; 0: only at the end", .min = 0, .max = largest_count});
-  v.field("tokens", c.tokens,
-          {.help = "targets to predict in one validation, exactly so many; 0: the whole split",
-           .min = 0,
-           .max = largest_count});
+  v.field(
+      "tokens", c.tokens,
+      {.help =
+           "targets to predict in one validation, the first so many, or all where there are fewer; 0: the whole split",
+       .min = 0,
+       .max = largest_count});
 }
 
 template <class V>
