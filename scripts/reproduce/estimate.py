@@ -16,11 +16,10 @@ from .scaling import scale
 PROBE_STEPS, PROBE_VALIDATION_TOKENS = 4, 4096
 PROBE_RATE = 1e-8  # of all parameters: a rate of the grid may diverge, which is a result and no reason to stop
 ENOUGH_STEPS = 20  # of a run, to judge its method's speed by
-# A step of Muon over all matrices takes about so many x width / tokens of a training step's time: per layer there are
-# 12 width^2 weights, for which a token takes 6 x 12 width^2 and Newton-Schulz up to 240 width^3 operations. Measured at
-# widths 256 and 512 of fair-gpt2, as is what follows.
-MUON_SHARE = 2.2
-BENCH_STEPS = 25  # steps of Muon that take as long as `polaron bench optimizer`, all methods, repeats and its start
+# `polaron bench optimizer` takes as long as 13 to 15 steps of Muon, all methods and repeats included, and its start. A step
+# over all matrices takes as long as 217 to 248 width^3 operations a layer do at the rate of a large product, which every
+# run notes. Measured on gpt2-tiny at widths 256 to 1024.
+BENCH_STEPS, MUON_FLOPS, BENCH_START_SECONDS = 15, 240, 1.0
 
 
 def probe_config(config: dict, output: Path) -> dict:
@@ -44,7 +43,8 @@ def probe_config(config: dict, output: Path) -> dict:
 
 
 def probe(config: dict, polaron: Polaron, options) -> dict:
-    """{"step": seconds, "validation_token": seconds} of a short run; also finds out whether training works at all."""
+    """{"step": seconds, "validation_token": seconds, "gemm_flops": per second} of a short run; also finds out whether
+    training works at all."""
     folder = options.out / "probe"
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -63,7 +63,8 @@ def probe(config: dict, polaron: Polaron, options) -> dict:
         # The first validation comes before the first step and touches all memory for the first time.
         token = min((line["ms"] / 1e3 / line["val_tokens"] for line in lines
                      if line.get("kind") == "validation" and line.get("val_tokens")), default=0.0)
-        return {"step": statistics.median(steps[1:] or steps), "validation_token": token}
+        rate = next((line.get("gemm_flops", 0.0) for line in lines if line.get("kind") == "run"), 0.0)
+        return {"step": statistics.median(steps[1:] or steps), "validation_token": token, "gemm_flops": rate}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -115,19 +116,18 @@ class Estimate:
 
     def measuring(self, results: dict, training_left: float) -> float:
         """Seconds that the optimizers' times will about take, after the runs. `training_left`: seconds of all runs."""
-        one = next(iter(self.grid.configs.values()))
-        width, training = one["model"]["width"], one["training"]
-        steps = [result.step_seconds for result in results.values() if result.step_seconds > 0]
-        step = statistics.median(steps) if steps else self.probed["step"]
-        share = MUON_SHARE * width / (training["batch"] * training["sequence_length"])
+        model = next(iter(self.grid.configs.values()))["model"]
+        rates = [result.gemm_flops for result in results.values() if result.gemm_flops > 0]
+        rate = statistics.median(rates) if rates else (self.probed or {}).get("gemm_flops", 0.0)
 
-        def seconds(of: int) -> float:
-            return BENCH_STEPS * share * step * (of / width) ** 3
+        def seconds(width: int) -> float:
+            step = MUON_FLOPS * model["layers"] * width**3 / rate if rate > 0 else 0.0
+            return BENCH_STEPS * step + BENCH_START_SECONDS
 
         widths = sum(seconds(int(of)) for of in self.widths)
         if not self.options.widths_asked:
             widths = min(widths, allowance(trained(results) + training_left, self.options))
-        return self.benches * seconds(width) + widths
+        return self.benches * seconds(model["width"]) + widths
 
     def runs_of(self, method, results: dict, most: bool) -> dict:
         runs = self.grid.total_steps(method, results)

@@ -34,6 +34,7 @@ class Result:
     parameters: int = 0
     version: str = ""
     precision: str = ""  # of matrix products
+    gemm_flops: float = 0.0  # a second, of a large one
     dropped_lines: int = 0  # half-written ones
 
     @property
@@ -83,6 +84,7 @@ def read_result(folder: Path, steps: int, vocabulary: int = 0) -> Result:
             result.processes, result.threads = line.get("processes", 1), line.get("threads", 0)
             result.parameters = line.get("parameters", 0)
             result.precision = str(line.get("precision", ""))
+            result.gemm_flops = line["gemm_flops"] if finite(line.get("gemm_flops")) else 0.0
         elif kind == "step" and finite(line.get("step")):
             by_step[line["step"]] = line
         elif kind == "validation" and finite(line.get("step")):

@@ -139,6 +139,7 @@ def steps(config: dict, name: str, file, checkpoints: Path, first: int, stop: li
 
     write(kind="run", name=name, version="fake", device="Fake processor", threads=config["threads"] or 2,
           processes=int(os.environ.get("FAKE_PROCESSES", "1")), parameters=1000, step=first,
+          gemm_flops=15 * 240 * 6 * 256**3 / 6,  # bench optimizer of 6 layers of width 256: 6 s
           precision={"auto": "fp32"}.get(config.get("precision", "auto"), config.get("precision")))
     kill_name, _, kill_step = os.environ.get("FAKE_KILL", "").partition(":")
     marker = Path(sys.argv[0]).with_name("killed")
