@@ -131,7 +131,10 @@ class CudaLinearOps final : public LinearOps {
     if (out.dtype != x.dtype) throw std::logic_error("linear forward: the output has the type of the input");
     GemmCall call = product(GemmMatrix(x), GemmMatrix(weight, true), x.cols, out);
     if (out.rows == 0) return;
-    if (bias) call.bias = as_type_of(stream, bias, out);
+    if (bias) {
+      call.bias = as_type_of(stream, bias, out);
+      call.epilogue = GemmEpilogue::bias;
+    }
     if (fuses_gelu(activation, out)) {
       GemmCall fused = call;
       fused.epilogue = bias ? GemmEpilogue::gelu_aux_bias : GemmEpilogue::gelu_aux;
@@ -141,13 +144,12 @@ class CudaLinearOps final : public LinearOps {
       fused.aux_stride = out.stride;
       if (gemm_.attempt(stream, fused)) return;
     }
-    call.epilogue = bias ? GemmEpilogue::bias : GemmEpilogue::none;
-    if (!bias || !gemm_.attempt(stream, call)) {
-      if (bias) {  // the same sums: the bias is there first, and the product is added
-        call.epilogue = GemmEpilogue::none;
-        call.beta = 1.0F;
-        spread(stream, bias, out);
-      }
+    if (!bias) {
+      gemm_(stream, call);
+    } else if (!gemm_.attempt(stream, call)) {  // the same sums: the bias is there first, and the product is added
+      call.epilogue = GemmEpilogue::none;
+      call.beta = 1.0F;
+      spread(stream, bias, out);
       gemm_(stream, call);
     }
     if (activation != Activation::none) cuda::activate(stream, activation, out, activated);
