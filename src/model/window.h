@@ -13,14 +13,10 @@ namespace polaron {
 // that hold max((4x^3 - 6x^2 + 3x) window_final, 1) tokens.
 std::int64_t window_blocks(const TransformerConfig& config, double progress);
 
-// first_key[t]: the first key that row t of a sequence sees, of its window of so many blocks. document_start [T]: where
-// each row's document begins, in the sequence; empty: one document. Beside its own block, which it always sees in part,
-// a row of block i sees
-//   - where all of block i is one document: the last window - 1 of the earlier blocks that are wholly of that document,
-//     and the block in which the document begins where the window is larger than their number by two or more;
-//   - where a document begins in block i: the last window - 1 earlier blocks back to the one where its first row's
-//     document begins;
-// and of these what is of its own document. The blocks seen are always consecutive.
+// first_key[t]: the first key that row t of a sequence sees: of its own document, those in its own block and in the
+// `window` - 1 blocks before (a window of 0 counts as 1). document_start [T]: where each row's document begins, in the
+// sequence; empty: one document. The authors write this as a choice of blocks that are wholly of one document (FULL)
+// and of blocks that share one (PARTIAL), so many of each; what is left after masking by documents is the same.
 void block_window(std::span<const std::int32_t> document_start, std::int64_t block, std::int64_t window,
                   std::span<std::int32_t> first_key);
 
