@@ -36,7 +36,8 @@ def probe_config(config: dict, output: Path) -> dict:
             group["lr"] = PROBE_RATE
     config["checkpoint"] = {"every": 0, "keep": 1}
     config["sample"] = {"every": 0}
-    tokens = max(PROBE_VALIDATION_TOKENS, training["micro_batch"] * training["sequence_length"])  # whole batches
+    sequences = training["batch"] if training["micro_batch"] == "auto" else training["micro_batch"]
+    tokens = max(PROBE_VALIDATION_TOKENS, sequences * training["sequence_length"])  # whole batches
     config["validation"]["every"] = 0
     config["validation"]["tokens"] = min(get(config, "validation.tokens", 0) or tokens, tokens)
     return config

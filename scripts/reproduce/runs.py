@@ -124,7 +124,9 @@ def mean_load(folder: Path, name: str):
 
 
 def checkpoint_of(run_folder: Path) -> bool:
-    return (run_folder / "checkpoints" / "latest").exists()
+    """Whether `polaron train --resume` finds one: it does without the link `latest`."""
+    folder = run_folder / "checkpoints"
+    return (folder / "latest").exists() or any(path.is_dir() for path in folder.glob("step-*"))
 
 
 def progress_of(run_folder: Path) -> int:

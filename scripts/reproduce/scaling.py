@@ -46,8 +46,12 @@ def scale_tokens(sequence: int, batch: int, s: float) -> tuple:
     return min(sequence, length), SEQUENCES
 
 
-def micro_batch(batch: int, sequence: int, tokens: int) -> int:
-    """The largest divisor of the batch with at most so many tokens, at least one sequence."""
+def micro_batch(batch: int, sequence: int, training: dict):
+    """The largest divisor of the batch with at most as many tokens as a micro-batch of `training` has, at least one
+    sequence; "auto" where that has it."""
+    if training["micro_batch"] == "auto":
+        return "auto"
+    tokens = training["micro_batch"] * training["sequence_length"]
     return max([size for size in range(1, batch + 1) if batch % size == 0 and size * sequence <= tokens], default=1)
 
 
@@ -67,7 +71,7 @@ def scale(config: dict, s: float, vocabulary: int = 0) -> dict:
         "model.width": width, "model.heads": heads, "model.head_size": head_size,
         "model.mlp_hidden": max(1, round(model["mlp_hidden"] * ratio)),
         "training.steps": steps, "training.sequence_length": sequence, "training.batch": batch,
-        "training.micro_batch": micro_batch(batch, sequence, training["micro_batch"] * training["sequence_length"]),
+        "training.micro_batch": micro_batch(batch, sequence, training),
     }
     groups = model["heads"] // model["kv_heads"]  # query heads that share a key
     settings["model.kv_heads"] = heads // groups if heads % groups == 0 else heads

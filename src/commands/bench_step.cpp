@@ -18,10 +18,6 @@ namespace polaron {
 Config load_bench_config(const BenchCommand& command) {
   Config config = load_config(command.config, command.overrides);
   if (config.model.vocabulary == 0) config.model.vocabulary = 256;
-  if (config.training.micro_batch == kAutoMicroBatch) {
-    throw Error(Exit::usage,
-                "a benchmark needs a number as training.micro_batch, not \"auto\": --set training.micro_batch=N.");
-  }
   return config;
 }
 
@@ -106,7 +102,12 @@ double measure_memory_rate(Backend& backend) {
 }  // namespace
 
 Exit run_bench_step(const BenchCommand& command) {
-  BenchModel bench(load_bench_config(command));
+  const Config config = load_bench_config(command);
+  if (config.training.micro_batch == kAutoMicroBatch) {
+    throw Error(Exit::usage,
+                "this benchmark needs a number as training.micro_batch, not \"auto\": --set training.micro_batch=N.");
+  }
+  BenchModel bench(config);
   const double gemm_rate = measure_gemm_rate(bench.backend, bench.dtype());
   const double memory_rate = measure_memory_rate(bench.backend);
   double ms = 0;

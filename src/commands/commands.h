@@ -52,7 +52,7 @@ struct PlanCommand {
 };
 
 struct BenchCommand {
-  std::string config;  // optimizer, step: whose model; empty: configs/gpt2-124m.json's shape
+  std::string config;  // optimizer, step: whose model
   std::vector<std::string> overrides;
   std::int64_t repeats = 5;
   std::string json;          // file for the results; empty: none

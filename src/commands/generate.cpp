@@ -1,10 +1,12 @@
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <cstdio>
 
 #include "base/error.h"
 #include "commands/commands.h"
 #include "data/vocabulary.h"
+#include "train/format.h"
 #include "train/generate.h"
 #include "train/inference.h"
 
@@ -49,12 +51,22 @@ Exit run_generate(const GenerateCommand& command) {
   InferenceModel model(checkpoint, command.device, command.threads, 1, context);
 
   // Text comes as it is made. A character may take several tokens, so what is printed is the growth of the whole text.
+  // A terminal gets none of a model's bytes that it could take for commands.
   const auto text_of = [&](std::span<const std::int32_t> ids) {
     if (vocabulary) return vocabulary->decode(ids);
     return fmt::format("{}", fmt::join(ids, " "));
   };
+  const bool terminal = isatty(STDOUT_FILENO) != 0;
+  std::size_t shown = 0;  // bytes
+  const auto show = [&](const std::string& text, std::size_t end) {
+    if (end <= shown) return;
+    const std::string grown = text.substr(shown, end - shown);
+    const std::string part = terminal ? printable(grown) : grown;
+    std::fwrite(part.data(), 1, part.size(), stdout);
+    std::fflush(stdout);
+    shown = end;
+  };
   std::vector<std::int32_t> generated;
-  std::string shown;
   std::fputs(command.prompt.c_str(), stdout);
   SamplingOptions options;
   options.tokens = command.tokens;
@@ -64,11 +76,11 @@ Exit run_generate(const GenerateCommand& command) {
   generate(model.transformer(), model.stream(), model.uploader(), context, prompt, options, [&](std::int32_t id) {
     generated.push_back(id);
     const std::string text = text_of(generated);
-    if (text.size() > shown.size()) std::fwrite(text.data() + shown.size(), 1, text.size() - shown.size(), stdout);
-    std::fflush(stdout);
-    shown = text;
+    show(text, complete_characters(text));
     return true;
   });
+  const std::string text = text_of(generated);
+  show(text, text.size());
   std::fputs("\n", stdout);
   return Exit::done;
 }

@@ -81,9 +81,12 @@ Exit run_plan(const PlanCommand& command) {
     const std::int64_t count =
         largest_micro_batch(config, table, assignment, ownership, 0, *chosen.backend, filled_by_auto(free));
     config.training.micro_batch = std::max<std::int64_t>(1, count);
+    const bool whole = count == config.training.batch / command.processes;
+    const std::string number = whole       ? fmt::format("{}, all of a process's part of the batch, fits", count)
+                               : count > 0 ? fmt::format("{}, the most that fit", count)
+                                           : "not even 1 fits";
     fitted =
-        fmt::format("training.micro_batch \"auto\": {} into the {} that are free here.",
-                    count > 0 ? fmt::format("{}, the most that fit", count) : "not even 1 fits", format_bytes(free));
+        fmt::format("training.micro_batch \"auto\": {} into the {} that are free here.", number, format_bytes(free));
   }
   Console console;
   const FlopsPerToken flops = flops_per_token(config.model, table, config.training.sequence_length);

@@ -59,10 +59,10 @@ double step_scale(ScaleKind kind, std::int64_t rows, std::int64_t cols);
 
 // The start-up table: one row a group of parameters with the same role and settings.
 struct AssignmentRow {
-  std::string parameters;  // "matrix: q, k, v, out (768 x 768)"
+  std::string parameters;  // "matrix 768 x 768"; of others their role
   std::int64_t tensors = 0;
   std::int64_t elements = 0;
-  std::string optimizer;  // "low_rank_muon rank 96, columns, lr 0.02, ..."
+  std::string optimizer;  // "low_rank_muon, rank 96 (columns), lr 0.02, ..."
 };
 std::vector<AssignmentRow> describe(const Assignment& assignment, const ParameterTable& table);
 

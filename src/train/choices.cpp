@@ -1,6 +1,7 @@
 #include "train/choices.h"
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "base/error.h"
@@ -12,7 +13,9 @@ void settle_choices(Session& session, StepRunner& steps, std::span<const std::by
   Backend& backend = session.backend;
   Communicator& communicator = session.communicator;
   if (!stored.empty()) {
-    if (backend.set_tuned(stored)) return;
+    double refused = backend.set_tuned(stored) ? 0 : 1;  // by any process: what follows is for all or for none
+    communicator.sum_host(std::span(&refused, 1));
+    if (refused == 0) return;
     log::warn(
         "the checkpoint's choice of GEMM algorithms was made on another device, with other libraries or by another "
         "version of polaron and is made again: results may differ in their last bits from those of a run that went on "

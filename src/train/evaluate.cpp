@@ -9,7 +9,7 @@ namespace polaron {
 
 std::optional<Evaluation> evaluate(Transformer& model, Backend& backend, Stream& stream, Communicator& communicator,
                                    BatchUploader& uploader, ValidationReader& reader,
-                                   const std::function<bool()>& interrupted) {
+                                   const std::function<bool(std::int64_t)>& interrupted) {
   const std::int64_t ask_every = communicator.size() == 1 ? 1 : 4;  // micro-batches: several wait for one another
   const auto start = std::chrono::steady_clock::now();
   DeviceScalar<double> loss_sum(backend.device());
@@ -17,7 +17,7 @@ std::optional<Evaluation> evaluate(Transformer& model, Backend& backend, Stream&
   reader.rewind();
   // Every process makes the same number of micro-batches, so all ask together.
   for (std::int64_t i = 0; std::optional<Batch> batch = reader.next(); ++i) {
-    if (i % ask_every == 0 && interrupted()) {
+    if (i % ask_every == 0 && interrupted(i)) {
       stream.synchronize();  // what is queued still adds to loss_sum
       return std::nullopt;
     }

@@ -21,10 +21,11 @@ struct Evaluation {
 };
 
 // Runs the reader from its start over all its targets. Waits for the stream. Collective. `interrupted` is asked between
-// micro-batches, of several processes every few and by all at the same ones, to whom it has to tell the same; true:
-// nothing is returned.
+// micro-batches, with their number so far, of several processes every few and by all at the same ones, to whom it has
+// to tell the same; true: nothing is returned.
 std::optional<Evaluation> evaluate(
     Transformer& model, Backend& backend, Stream& stream, Communicator& communicator, BatchUploader& uploader,
-    ValidationReader& reader, const std::function<bool()>& interrupted = [] { return false; });
+    ValidationReader& reader,
+    const std::function<bool(std::int64_t)>& interrupted = [](std::int64_t) { return false; });
 
 }  // namespace polaron

@@ -172,6 +172,15 @@ std::string printable(std::string_view text) {
   return result;
 }
 
+std::size_t complete_characters(std::string_view text) {
+  std::size_t begin = text.size();  // of the last character
+  while (begin > 0 && text.size() - begin < 4 && (begin == text.size() || is_continuation(text[begin]))) --begin;
+  if (begin == text.size()) return begin;
+  const auto first = static_cast<unsigned char>(text[begin]);
+  const std::size_t whole = first >= 0xF0 ? 4 : first >= 0xE0 ? 3 : first >= 0xC0 ? 2 : 1;
+  return text.size() - begin < whole ? begin : text.size();
+}
+
 int display_width(std::string_view text) {
   return static_cast<int>(std::ranges::count_if(text, [](char c) { return !is_continuation(c); }));
 }

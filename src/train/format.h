@@ -21,6 +21,10 @@ std::string format_percent(std::optional<double> fraction);  // "41.2%"; "n/a" f
 // and tab, and bytes that are not UTF-8. For text that a model or a file wrote.
 std::string printable(std::string_view text);
 
+// Bytes of `text` without a last character of UTF-8 that has begun and lacks bytes: what can be shown of text that
+// still grows.
+std::size_t complete_characters(std::string_view text);
+
 // Columns that `text` takes: its code points, hence right but for wide and combining characters.
 int display_width(std::string_view text);
 

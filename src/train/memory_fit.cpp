@@ -66,7 +66,9 @@ std::int64_t MemoryFit::choose_micro_batch() const {
 }
 
 std::string MemoryFit::note(std::int64_t micro_batch) const {
-  return fmt::format("training.micro_batch \"auto\": {}, the most that fit into {:.2f} GiB of free memory", micro_batch,
+  const bool whole = micro_batch == config_.training.batch / communicator_.size();
+  return fmt::format("training.micro_batch \"auto\": {}, {} into {:.2f} GiB of free memory", micro_batch,
+                     whole ? "all of a process's part of the batch, fits" : "the most that fit",
                      in_gib(free_ / sharing_));
 }
 

@@ -72,11 +72,23 @@ int threads_for(const Config& config, Communicator& communicator) {
   const double share = share_of_cores(communicator);
   const int threads =
       config.threads > 0 ? static_cast<int>(config.threads) : std::max(1, static_cast<int>(share + 1e-6));
-  if (anywhere(threads > share + 1e-6, communicator)) {
-    log::warn(
-        fmt::format("{} processes of {} thread{} on this machine have {:.2g} cores each: they take turns. Start "
-                    "fewer processes, or set --threads.",
-                    communicator.local_size(), threads, threads == 1 ? "" : "s", share));
+  // Process 0 speaks, also of another's machine.
+  struct Crowd {
+    double processes = 0, threads = 0, cores = 0;
+  };
+  static_assert(sizeof(Crowd) == 3 * sizeof(double));
+  std::vector<Crowd> crowds(static_cast<std::size_t>(communicator.size()));
+  if (threads > share + 1e-6) {
+    crowds[static_cast<std::size_t>(communicator.rank())] = {static_cast<double>(communicator.local_size()),
+                                                             static_cast<double>(threads), share};
+  }
+  communicator.sum_host(std::span(reinterpret_cast<double*>(crowds.data()), 3 * crowds.size()));
+  const auto crowd = std::find_if(crowds.begin(), crowds.end(), [](const Crowd& each) { return each.processes > 0; });
+  if (crowd != crowds.end()) {
+    log::warn(fmt::format(
+        "the {} processes of {} thread{} on the machine of process {} have {:.4g} cores each: they take "
+        "turns. Start fewer processes, or set --threads.",
+        crowd->processes, crowd->threads, crowd->threads == 1 ? "" : "s", crowd - crowds.begin(), crowd->cores));
   }
   return threads;
 }

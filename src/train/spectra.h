@@ -21,8 +21,6 @@ class Spectra {
   // what it owns. The lines of all processes on process 0, nothing on the others. Collective.
   std::vector<std::string> measure(std::int64_t step);
 
-  std::size_t count() const { return chosen_.size(); }
-
  private:
   struct Chosen {
     std::string name;

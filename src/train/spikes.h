@@ -9,8 +9,8 @@
 
 namespace polaron {
 
-// Mean and deviation of the last 128 applied losses. The limit is known before a step runs, so the device can decide by
-// itself.
+// Mean and deviation of the last 128 losses, those of skipped steps included: where losses stay high, training goes on
+// after a while. The limit is known before a step runs, so the device can decide by itself.
 class SpikeDetector {
  public:
   // deviations: how many above the mean count as a spike; 0: never.

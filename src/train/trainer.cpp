@@ -37,12 +37,23 @@ std::optional<CheckpointReader> agreed_checkpoint(const fs::path& run, const Tra
   return checkpoint;
 }
 
+// The config that the checkpoint's run had; nothing where this version does not read it.
+std::optional<Config> config_of(const CheckpointReader& checkpoint) {
+  try {
+    return parse_config(checkpoint.state().config, checkpoint.folder().string());
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+}
+
 // A run that goes on with "auto" goes on with the micro-batch it had, so that it has the same bits, unless the batch or
 // the processes are others now.
 Config with_micro_batch_of(const std::optional<CheckpointReader>& checkpoint, Config config,
                            const Communicator& communicator) {
   if (!checkpoint || config.training.micro_batch != kAutoMicroBatch) return config;
-  const TrainingConfig before = parse_config(checkpoint->state().config, checkpoint->folder().string()).training;
+  const std::optional<Config> former = config_of(*checkpoint);
+  if (!former) return config;
+  const TrainingConfig& before = former->training;
   const bool same = before.batch == config.training.batch && before.sequence_length == config.training.sequence_length;
   if (same && before.micro_batch > 0 && config.training.batch / communicator.size() % before.micro_batch == 0) {
     config.training.micro_batch = before.micro_batch;
@@ -66,7 +77,6 @@ Trainer::Trainer(const Config& config, const TrainOptions& options, Communicator
               checkpoint_ ? checkpoint_->state().loss_history : std::vector<double>{}),
       console_(console_options(communicator)) {
   if (checkpoint_) resume();
-  if (checkpoint_ && root_) point_latest_at(run_, checkpoint_->folder());  // killed from here on it goes on from there
   settle_choices(session_, steps_, checkpoint_ ? checkpoint_->state().tuned : std::vector<std::byte>{});
   if (steps_.keeps_previous() && done_ > 0) steps_.remember(*session_.open_loader(done_ - 1));
   loader_ = session_.open_loader(done_);
@@ -77,6 +87,8 @@ Trainer::Trainer(const Config& config, const TrainOptions& options, Communicator
   }
   if (session_.config.sample.every > 0) sample_prompt_ = session_.sample_prompt();
   if (session_.config.diagnostics.spectra.every > 0) spectra_.emplace(session_);
+  // Once nothing can be refused any more; killed from here on it goes on from there.
+  if (checkpoint_ && root_) point_latest_at(run_, checkpoint_->folder());
   if (root_) open_run();
   if (checkpoint_ && session_.validation) recall_validation();
   checkpoint_.reset();
@@ -96,8 +108,10 @@ void Trainer::resume() {
   checkpoint_->load_optimizer(session_.backend, *session_.stream, session_.optimizer->state());
   session_.optimizer->restart_sums(*session_.stream);
   session_.round_weights();
-  done_ = state.step;
-  saved_ = state.step;
+  done_ = first_step_ = state.step;
+  first_tokens_ = state.tokens;
+  std::error_code ignored;  // of a folder that is not there
+  if (fs::equivalent(checkpoint_->folder(), checkpoint_folder(run_, done_), ignored)) saved_ = done_;
   if (done_ > session_.config.training.steps) {
     throw Error(Exit::usage, fmt::format("{} is at step {}, beyond the config's {} steps; raise training.steps.",
                                          checkpoint_->folder().string(), done_, session_.config.training.steps));
@@ -105,18 +119,9 @@ void Trainer::resume() {
   tell_changes();
 }
 
-// That of the checkpoint; nothing where this version does not read it.
-std::optional<Config> Trainer::former_config() const {
-  try {
-    return parse_config(checkpoint_->state().config, checkpoint_->folder().string());
-  } catch (const Error&) {
-    return std::nullopt;
-  }
-}
-
 // In words, which of the settings that the run had are others now.
 void Trainer::tell_changes() const {
-  const std::optional<Config> before = former_config();
+  const std::optional<Config> before = config_of(*checkpoint_);
   if (!before) {
     log::warn(
         "--resume: this version of polaron does not read the checkpoint's config: whether it differs is not known");
@@ -150,9 +155,10 @@ void Trainer::open_run() {
 
 // A validation of this step that the log has is not done again, unless it was of other data or made another way.
 void Trainer::recall_validation() {
-  const std::optional<Config> before = former_config();
+  const std::optional<Config> before = config_of(*checkpoint_);
   const Config& now = session_.config;
   if (!before || before->data.validation != now.data.validation || before->precision != now.precision ||
+      model_to_json(before->model) != model_to_json(now.model) ||
       before->training.sequence_length != now.training.sequence_length) {
     return;
   }
@@ -262,7 +268,8 @@ void Trainer::after_step() {
   const bool evaluation = session_.validation && due(config.validation.every);
   const bool sampling = due(config.sample.every);
   const bool spectra = due(config.diagnostics.spectra.every);
-  const bool saving = (due(config.checkpoint.every) && !last) || std::exchange(checkpoint_wanted_, false);
+  const bool asked = std::exchange(checkpoint_wanted_, false);
+  const bool saving = asked || (due(config.checkpoint.every) && !last);
   if (communicator_.size() > 1 && due(config.parallel.check_every)) compare_weights();
   if (!evaluation && !sampling && !saving && !spectra) return;
   collect(true);
@@ -275,10 +282,22 @@ void Trainer::after_step() {
 
 // All processes must have made the same of what they exchanged.
 void Trainer::compare_weights() {
-  // What the model computes with: of the masters in bf16 training only owners have the newest.
-  const DeviceBuffer& used = session_.working.data() != nullptr ? session_.working : session_.weights;
-  const std::uint64_t checksum =
-      checksum_on_device(session_.backend.device(), *session_.stream, used.data(), used.bytes());
+  Device& device = session_.backend.device();
+  Stream& stream = *session_.stream;
+  const auto of = [&](const void* data, std::int64_t bytes) {
+    return checksum_on_device(device, stream, data, static_cast<std::size_t>(bytes));
+  };
+  std::uint64_t checksum = 0;
+  if (session_.working.data() == nullptr) {
+    checksum = of(session_.weights.data(), static_cast<std::int64_t>(session_.weights.bytes()));
+  } else {  // what the model computes with: of the masters of what is rounded only owners have the newest
+    checksum = of(session_.working.data(), static_cast<std::int64_t>(session_.working.bytes()));
+    for (const Parameter& p : session_.table.all()) {
+      if (is_rounded(p.role)) continue;
+      const Tensor master = view_of(p, session_.weights.as<float>());
+      checksum = checksum * 31 + of(master.data, master.rows * master.cols * std::int64_t{sizeof(float)});
+    }
+  }
   check_same_weights(checksum, done_, communicator_);
 }
 

@@ -40,7 +40,6 @@ class Trainer {
   void tell_changes() const;
   void open_run();
   void recall_validation();
-  std::optional<Config> former_config() const;
   void describe();
   bool stopping() const;
   bool agree_to_stop();
@@ -60,6 +59,9 @@ class Trainer {
   std::int64_t tokens_per_step() const {
     return session_.config.training.batch * session_.config.training.sequence_length;
   }
+
+  // Trained on by the end of a step of this start; steps before it may have had other batches.
+  std::int64_t tokens_at(std::int64_t step) const { return first_tokens_ + (step - first_step_) * tokens_per_step(); }
 
   template <class Record>
   void log(const Record& record) {
@@ -85,9 +87,10 @@ class Trainer {
   std::vector<std::int32_t> sample_prompt_;  // token ids
   double gemm_rate_ = 0;
 
-  std::int64_t done_ = 0;        // updates queued
-  std::int64_t saved_ = -1;      // step of the newest checkpoint
-  std::int64_t evaluated_ = -1;  // step of the last validation
+  std::int64_t first_step_ = 0, first_tokens_ = 0;  // where this start began
+  std::int64_t done_ = 0;                           // updates queued
+  std::int64_t saved_ = -1;                         // step of the newest checkpoint
+  std::int64_t evaluated_ = -1;                     // step of the last validation
   std::optional<Evaluation> last_evaluation_;
   bool checkpoint_wanted_ = false;            // by a signal
   std::int64_t moved_ = 0, steps_run_ = 0;    // bytes in steps, by this process

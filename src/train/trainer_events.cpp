@@ -82,7 +82,7 @@ void Trainer::report(const StepOutcome& outcome) {
   last_report_ = Clock::now();
   StepMetrics m;
   m.step = outcome.step + 1;
-  m.tokens = m.step * tokens_per_step();
+  m.tokens = tokens_at(m.step);
   m.loss = without_sign_of_nan(outcome.loss);
   m.lr = config.optimizer.matrices.lr * outcome.lr_factor;
   m.grad_norm = without_sign_of_nan(outcome.gradient_norm);
@@ -104,9 +104,8 @@ void Trainer::report(const StepOutcome& outcome) {
         fmt::format("the {} is not finite at step {}", std::isfinite(m.loss) ? "gradient norm" : "loss", m.step),
         fmt::format(" (loss {}, gradient norm {}), whose update was not made", m.loss, m.grad_norm));
   }
-  if (outcome.applied) {
-    spikes_.add(outcome.loss);
-  } else {
+  spikes_.add(outcome.loss);
+  if (!outcome.applied) {
     console_.warn(fmt::format("step {}: loss {:.4f} is a spike; its update was skipped (training.skip_loss_spikes).",
                               m.step, outcome.loss));
   }
@@ -134,14 +133,17 @@ bool Trainer::validate() {
   session_.uploader->set_progress(static_cast<double>(done_) / static_cast<double>(session_.config.training.steps));
   const std::optional<Evaluation> complete =
       evaluate(*session_.model, session_.backend, *session_.stream, session_.communicator, *session_.uploader,
-               *session_.validation, [this] { return agree_to_stop(); });
+               *session_.validation, [this](std::int64_t done) {
+                 console_.phase("validation", done, session_.validation->micro_batches());
+                 return agree_to_stop();
+               });
   if (!complete) return false;
   const Evaluation& result = *complete;
   evaluated_ = done_;
   last_evaluation_ = result;
   ValidationRecord record;
   record.step = done_;
-  record.tokens = done_ * tokens_per_step();
+  record.tokens = tokens_at(done_);
   record.val_loss = result.loss;
   record.perplexity = result.perplexity;
   record.val_tokens = result.tokens;
@@ -165,7 +167,7 @@ void Trainer::sample() {
                                                  session_.config.training.sequence_length, sample_prompt_, options);
   SampleRecord record;
   record.step = done_;
-  record.tokens = done_ * tokens_per_step();
+  record.tokens = tokens_at(done_);
   record.prompt = config.prompt;
   record.text = session_.vocabulary->decode(ids);
   log(record);
@@ -177,7 +179,7 @@ void Trainer::checkpoint() {
   const Clock::time_point start = Clock::now();
   TrainerState state;
   state.step = done_;
-  state.tokens = done_ * tokens_per_step();
+  state.tokens = tokens_at(done_);
   state.data_fingerprint = loader_->fingerprint();
   state.loss_history = spikes_.history();
   state.config = to_json(session_.config);
@@ -214,7 +216,7 @@ void Trainer::checkpoint() {
 Exit Trainer::end(const std::string& reason, Exit code) {
   EndRecord record;
   record.step = done_;
-  record.tokens = done_ * tokens_per_step();
+  record.tokens = tokens_at(done_);
   record.reason = reason;
   record.exit_code = static_cast<int>(code);
   record.seconds = seconds_since(start_);

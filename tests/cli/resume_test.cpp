@@ -207,6 +207,47 @@ TEST(Resume, of_a_finished_run_with_other_validation_data_validates_again) {
   EXPECT_NE(folder.metrics("a", "end").back().at("val_loss").get<double>(), before);
 }
 
+TEST(Resume, of_a_finished_run_with_another_mask_validates_again) {
+  const Workspace folder;
+  folder.write_data();
+  folder.train("a", {{"training", {{"steps", 4}}}, {"validation", {{"tokens", 700}}}});
+  expect_ended(folder.run({"train", "a.json", "--set", "model.document_mask=true", "--resume"}), 0);
+  EXPECT_EQ(folder.metrics("a", "validation").size(), 3U);
+}
+
+TEST(Resume, that_is_refused_leaves_latest_where_it_points) {
+  const Workspace folder;
+  folder.write_data();
+  folder.train("a");
+  const Outcome outcome = folder.run({"train", "a.json", "--resume", "runs/a/checkpoints/step-00000010", "--set",
+                                      "diagnostics.spectra.every=5", "--set", "diagnostics.spectra.matrices=typo*"});
+  expect_refused(outcome, Exit::usage, {"typo*"});
+  EXPECT_EQ(fs::read_symlink(folder / "runs/a/checkpoints/latest"), "step-00000020");
+}
+
+TEST(Resume, of_another_run_leaves_a_checkpoint_of_its_own) {
+  const Workspace folder;
+  folder.write_data();
+  folder.train("a", {{"training", {{"steps", 4}}}});
+  folder.write_config("b", {{"training", {{"steps", 4}}}});
+  expect_ended(folder.run({"train", "b.json", "--resume", "runs/a"}), 0);
+  EXPECT_EQ(folder.checkpoints("b"), (std::vector<std::string>{"latest", "step-00000004"}));
+  expect_ended(folder.run({"train", "b.json", "--resume", "--set", "training.steps=6"}), 0);
+}
+
+TEST(Resume, with_another_batch_counts_the_tokens_that_were_trained_on) {
+  const Workspace folder;
+  folder.write_data();
+  folder.train("a", {{"training", {{"steps", 4}}}});
+  expect_ended(folder.run({"train", "a.json", "--resume", "--set", "training.steps=6", "--set", "training.batch=16"}),
+               0);
+  std::vector<std::int64_t> tokens;
+  for (const json& step : folder.metrics("a")) tokens.push_back(step.at("tokens"));
+  EXPECT_EQ(tokens, (std::vector<std::int64_t>{128, 256, 384, 512, 768, 1024}));
+  expect_ended(folder.run({"train", "a.json", "--resume", "--set", "training.steps=7"}), 0);
+  EXPECT_EQ(folder.metrics("a").back().at("tokens"), 1024 + 128);
+}
+
 TEST(Keep, bounds_how_many_checkpoints_stay_and_latest_points_at_the_newest) {
   const Workspace folder;
   folder.write_data();

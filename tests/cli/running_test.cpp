@@ -209,6 +209,25 @@ TEST(Run, a_loss_spike_is_skipped_where_that_is_asked_for) {
   EXPECT_NE(folder.losses("a"), folder.losses("b"));
 }
 
+TEST(Run, losses_that_stay_high_are_spikes_for_a_while_only) {
+  // The language for 140 steps, then noise: of a window of 128, more than a tenth must be high before 3 deviations
+  // reach that far.
+  const Workspace folder;
+  folder.write_data();
+  fs::remove(folder / "data/train_1.bin");
+  std::vector<int> tokens = tiny_language(170 * 128 + 1, 5);
+  for (int i = 140 * 128; i < 170 * 128; ++i) tokens[static_cast<std::size_t>(i)] = (i * 7919) % 251;
+  folder.write("data/train_0.bin", shard(tokens));
+  folder.train("a", {{"data", {{"shuffle", false}}}, {"training", {{"steps", 165}, {"skip_loss_spikes", 3}}}});
+  std::vector<int> skipped;
+  for (const json& step : folder.metrics("a")) {
+    if (step.at("skipped").get<bool>()) skipped.push_back(step.at("step"));
+  }
+  ASSERT_FALSE(skipped.empty());
+  EXPECT_EQ(skipped.front(), 141);
+  EXPECT_LT(skipped.back(), 160);
+}
+
 // Numerical failure ---------------------------------------------------------------------------------------------------
 
 TEST(Overflow, of_the_loss_stops_the_run_with_4_and_without_a_checkpoint_after_it) {

@@ -192,7 +192,8 @@ TEST(Plan, says_which_micro_batch_auto_is) {
   folder.write_config("a", {{"training", {{"micro_batch", "auto"}}}});
   const Outcome outcome = folder.run({"plan", "a.json", "--processes", "2"});
   expect_ended(outcome, 0);
-  EXPECT_TRUE(contains(outcome.out, "training.micro_batch \"auto\": 4, the most that fit")) << outcome.out;
+  EXPECT_TRUE(contains(outcome.out, "training.micro_batch \"auto\": 4, all of a process's part of the batch, fits"))
+      << outcome.out;
   EXPECT_TRUE(contains(outcome.out, "micro-batch 4")) << outcome.out;
   expect_refused(folder.run({"bench", "step", "a.json"}), Exit::usage, {"training.micro_batch"});
 }

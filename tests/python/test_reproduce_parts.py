@@ -13,7 +13,7 @@ from unittest import mock
 
 from reproduce_case import ReproduceCase
 
-from reproduce import base, grid, results, scaling, tables
+from reproduce import base, estimate, grid, results, runs, scaling, tables
 from reproduce.base import Problem
 
 # As the authors' small GPT-2.
@@ -61,6 +61,12 @@ class Scaling(unittest.TestCase):
         self.assertEqual(scaling.scale_tokens(1024, 480, 1e-4), (640, 8))
         self.assertEqual(scaling.scale_tokens(256, 16, 0.01), (256, 8))  # never longer than it was
 
+    def test_automatic_micro_batches_stay_automatic(self):
+        config = json.loads(json.dumps(PAPER))
+        config["training"]["micro_batch"] = "auto"
+        self.assertEqual(scaling.scale(config, 0.02)["training.micro_batch"], "auto")
+        self.assertEqual(estimate.probe_config(config, Path("run"))["validation"]["tokens"], 8 * 65536)
+
     def test_heads_fill_the_width(self):
         for width in range(64, 2049, 64):
             for head_size in (64, 128):
@@ -94,6 +100,14 @@ class Scaling(unittest.TestCase):
     def test_ranks_that_become_the_same_are_one_method(self):
         arms = [tables.Arm("low_rank_muon", rank, "columns") for rank in ("5", "10", "100")]
         self.assertEqual([method.rank for method in grid.find_methods(arms, PAPER, 64)], [4, 8])
+
+
+class Checkpoints(unittest.TestCase):
+    def test_one_is_found_where_a_copy_has_lost_the_link_to_it(self):
+        with tempfile.TemporaryDirectory() as name:
+            self.assertFalse(runs.checkpoint_of(Path(name)))
+            (Path(name) / "checkpoints" / "step-00000010").mkdir(parents=True)
+            self.assertTrue(runs.checkpoint_of(Path(name)))
 
 
 class Choosing(unittest.TestCase):

@@ -87,6 +87,19 @@ TEST(Format, printable_text_commands_no_terminal) {
             bad + bad + "A");
 }
 
+TEST(Format, text_that_grows_is_shown_in_whole_characters) {
+  const std::string text = "a\xC3\xA4\xE2\x82\xAC\xF0\x9F\x98\x80";  // 1, 2, 3 and 4 bytes
+  const std::size_t expected[] = {0, 1, 1, 3, 3, 3, 6, 6, 6, 6, 10};
+  for (std::size_t n = 0; n <= text.size(); ++n) {
+    EXPECT_EQ(complete_characters(std::string_view(text).substr(0, n)), expected[n]) << n;
+  }
+  // What never becomes a character is not kept back for ever.
+  EXPECT_EQ(complete_characters("\xF0"
+                                "abc"),
+            4U);
+  EXPECT_EQ(complete_characters("\x80\x80\x80\x80\x80"), 5U);
+}
+
 TEST(Table, aligns_numbers_right_and_text_left) {
   const Table table{"optimizer",
                     {"role", "tensors", "lr"},
