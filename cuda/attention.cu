@@ -4,6 +4,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "base/error.h"
 #include "cuda/device.h"
 #include "cuda/element.h"
 #include "cuda/families.h"
@@ -125,7 +126,9 @@ class CudaAttention final : public AttentionOps {
   static void check_shape(const AttentionShape& shape) {
     if (shape.sequence_length > std::numeric_limits<std::int32_t>::max() / 2 || shape.batch > 65535 ||
         shape.heads > 65535) {
-      throw std::logic_error("attention: sequences, batch or heads beyond what a grid holds");
+      throw Error(Exit::usage,
+                  "attention on a CUDA device takes at most 65,535 sequences at a time, as many heads, and a billion "
+                  "tokens a sequence: set training.micro_batch lower.");
     }
     if (!(shape.scale > 0.0F)) throw std::logic_error("attention: the scale of the scores must be positive");
   }

@@ -126,23 +126,29 @@ class Gemm::Implementation {
   std::size_t kinds() const { return plans_.size(); }
 
  private:
-  // The choice that is known, else the fastest algorithm or the library's favourite. Some that the library offers are
-  // refused when they are to run: then the next one is taken.
+  // The choice that is known; else, or where that is refused, the fastest algorithm or the library's favourite.
   Refusal plan_and_queue(Stream& stream, const GemmCall& call, const GemmKind& kind) {
     GemmDescription description = library_.describe(call);
-    std::vector<GemmAlgorithm> candidates;
     const auto chosen = choices_.find(kind);
     if (chosen != choices_.end() && library_.can_run(description, chosen->second)) {
-      candidates = {chosen->second};
-    } else {
-      cublasStatus_t status{};
-      candidates = library_.algorithms(description, call, kWorkspaceBytes, status);
-      if (status == CUBLAS_STATUS_SUCCESS && candidates.empty()) status = CUBLAS_STATUS_NOT_SUPPORTED;
-      if (status != CUBLAS_STATUS_SUCCESS) return refuse(kind, {status, "cublasLtMatmulAlgoGetHeuristic"});
-      if (timing_ && candidates.size() > 1) candidates = {fastest(stream, call, description, candidates)};
+      const GemmAlgorithm known = chosen->second;
+      const Refusal refusal = queue_first(stream, call, kind, description, std::span(&known, 1));
+      if (!refusal.lasts()) return refusal;
     }
     cublasStatus_t status{};
-    for (const GemmAlgorithm& algorithm : candidates) {
+    std::vector<GemmAlgorithm> offered = library_.algorithms(description, call, kWorkspaceBytes, status);
+    if (status == CUBLAS_STATUS_SUCCESS && offered.empty()) status = CUBLAS_STATUS_NOT_SUPPORTED;
+    if (status != CUBLAS_STATUS_SUCCESS) return refuse(kind, {status, "cublasLtMatmulAlgoGetHeuristic"});
+    if (timing_ && offered.size() > 1) offered = {fastest(stream, call, description, offered)};
+    return refuse(kind, queue_first(stream, call, kind, description, offered));
+  }
+
+  // Queues the first that is not refused when it is to run, as some are that the library offers, and keeps it, with the
+  // description, as the plan of its kind.
+  Refusal queue_first(Stream& stream, const GemmCall& call, const GemmKind& kind, GemmDescription& description,
+                      std::span<const GemmAlgorithm> algorithms) {
+    cublasStatus_t status{};
+    for (const GemmAlgorithm& algorithm : algorithms) {
       status = queue(stream, call, description, algorithm, call.c);
       if (Refusal{status}.lasts()) continue;
       if (status != CUBLAS_STATUS_SUCCESS) break;
@@ -150,7 +156,7 @@ class Gemm::Implementation {
       plans_.emplace(kind, Plan{std::move(description), algorithm});
       return {};
     }
-    return refuse(kind, {status, "cublasLtMatmul"});
+    return {status, "cublasLtMatmul"};
   }
 
   Refusal refuse(const GemmKind& kind, const Refusal& refusal) {

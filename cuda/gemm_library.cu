@@ -243,8 +243,10 @@ std::vector<GemmAlgorithm> GemmLibrary::algorithms(const GemmDescription& descri
   set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, aligned(call.b.data));
   set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, aligned(call.a.data));
-  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, aligned(addend_of(call, call.c)));
-  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, aligned(call.c));
+  // What a kind knows of these two is the less aligned one.
+  const std::uint32_t of_result = std::min(aligned(addend_of(call, call.c)), aligned(call.c));
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, of_result);
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, of_result);
 
   std::array<cublasLtMatmulHeuristicResult_t, kAlgorithms> results{};
   int count = 0;

@@ -12,6 +12,7 @@ namespace polaron {
 StepRunner::StepRunner(Session& session)
     : session_(session),
       result_(session.backend.device(), sizeof(Result)),
+      host_results_(static_cast<Result*>(session.backend.device().allocate_host(2 * sizeof(Result)))),
       targets_(static_cast<double>(session.config.training.batch * session.config.training.sequence_length)) {
   const auto* const gradients = session.gradients.as<float>();
   const auto range = [&](std::int64_t offset, std::int64_t elements) {
@@ -39,6 +40,7 @@ StepRunner::~StepRunner() {
     session_.stream->synchronize();
   } catch (...) {  // a device that failed writes nothing any more, and the failure has been told
   }
+  session_.backend.device().release_host(host_results_);
 }
 
 void StepRunner::begin(std::int64_t step) {
@@ -92,9 +94,10 @@ void StepRunner::finish(std::int64_t step, double loss_limit) {
   Pending pending;
   pending.outcome.step = step;
   pending.outcome.lr_factor = factor;
-  pending.host = std::make_unique<Result>();
+  Result* const host = host_results_ + step % 2;
+  pending.host = host;
   pending.done = session_.backend.device().make_event();
-  session_.backend.device().download(stream, pending.host.get(), result, sizeof(Result));
+  session_.backend.device().download(stream, host, result, sizeof(Result));
   pending.done->record(stream);
   pending_.push_back(std::move(pending));
 }

@@ -78,7 +78,7 @@ class StepRunner {
   };
   struct Pending {
     StepOutcome outcome;
-    std::unique_ptr<Result> host;
+    const Result* host;
     std::unique_ptr<Event> done;
   };
 
@@ -91,7 +91,8 @@ class StepRunner {
   std::vector<std::vector<Segment>> reductions_;     // [layer + 1]: gradients that travel when a layer's are complete
   std::vector<std::span<const float>> norm_ranges_;  // gradients whose squares this process adds up
   DeviceBuffer result_;
-  double targets_;  // of a global batch
+  Result* host_results_;  // in the device's host memory: of steps with even and with odd numbers
+  double targets_;        // of a global batch
   std::deque<Pending> pending_;
   std::vector<Batch> previous_;  // micro-batches of the step before, where they are wanted
 };

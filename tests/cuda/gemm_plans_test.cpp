@@ -200,5 +200,33 @@ TEST_F(CudaGemm, a_stored_choice_that_cannot_run_is_made_again) {
   EXPECT_EQ(other.plans(), gemm.plans());
 }
 
+TEST_F(CudaGemm, a_stored_choice_that_is_refused_when_it_is_to_run_is_made_again) {
+  const Matrix a = Matrix::random(8, 64, 1), b = Matrix::random(64, 8, 2);
+  const Array left(machine, a), right(machine, b), c(machine, Matrix(8, 8));
+  run(call_of(left, false, right, false, c));
+  Gemm other(machine.device());
+  ASSERT_TRUE(other.set_plans(gemm.plans()));
+  fake_cublaslt().failing_function = "cublasLtMatmul";
+  fake_cublaslt().failure = CUBLAS_STATUS_NOT_SUPPORTED;
+  other(machine.stream(), call_of(left, false, right, false, c));
+  expect_close(c.values(), product(a, false, b, false), kTolerance, "product", 8);
+}
+
+TEST_F(CudaGemm, a_plan_suits_every_call_of_its_kind) {
+  const Matrix a = Matrix::random(8, 64, 1), b = Matrix::random(64, 8, 2);
+  const Array left(machine, a), right(machine, b);
+  // The result on 16 bytes and what is added on 4, then the other way round: one kind.
+  for (const bool shifted : {false, true}) {
+    const Array result(machine, Matrix(9, 8)), addend(machine, Matrix(9, 8));
+    GemmCall call = call_of(left, false, right, false, result);
+    call.m = 8;
+    call.beta = 1.0F;
+    call.c = static_cast<float*>(call.c) + (shifted ? 1 : 0);
+    call.addend = static_cast<const float*>(Tensor(addend).data) + (shifted ? 0 : 1);
+    run(call);
+  }
+  EXPECT_EQ(gemm.kinds(), 1U);
+}
+
 }  // namespace
 }  // namespace polaron::test
