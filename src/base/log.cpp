@@ -17,12 +17,10 @@ spdlog::logger& logger() {
 
 }  // namespace
 
-void debug(const std::string& message) { logger().debug(message); }
 void info(const std::string& message) { logger().info(message); }
 void warn(const std::string& message) { logger().warn("warning: " + message); }
 void error(const std::string& message) { logger().error("error: " + message); }
 
-void set_verbose(bool verbose) { logger().set_level(verbose ? spdlog::level::debug : spdlog::level::info); }
 void set_rank(int rank) {
   if (rank != 0) logger().set_level(spdlog::level::err);
 }

@@ -6,12 +6,10 @@
 
 namespace polaron::log {
 
-void debug(const std::string& message);  // shown only after set_verbose(true)
 void info(const std::string& message);
 void warn(const std::string& message);
 void error(const std::string& message);
 
-void set_verbose(bool verbose);
 // Only this process writes; the others keep quiet below `error`. Called once after the communicator is up.
 void set_rank(int rank);
 

@@ -266,8 +266,6 @@ int run_command_line(int argc, const char* const* argv) {
       "`polaron COMMAND --help` explains a command.\n"
       "Exit codes: 0 done, 2 bad usage or config, 3 bad data or checkpoint, 4 numerical failure, 5 device failure,\n"
       "6 interrupted but resumable.");
-  bool verbose = false;
-  app.add_flag("--verbose", verbose, "Also print what is of use when looking for a fault");
   TrainCommand train;
   EvalCommand eval;
   GenerateCommand generate;
@@ -298,7 +296,6 @@ int run_command_line(int argc, const char* const* argv) {
     const int code = app.exit(problem);
     return code == 0 ? 0 : static_cast<int>(Exit::usage);
   }
-  log::set_verbose(verbose);
   try {
     return static_cast<int>(action());
   } catch (const std::exception&) {

@@ -186,8 +186,11 @@ struct OptimizerTypeChange {
 // says how long to train decides it alone.
 void drop_superseded(Json& base, const Json& overlay) {
   if (const Json* training = member(overlay, "training"); training != nullptr && base.contains("training")) {
-    const bool steps = training->contains("steps");
-    const bool tokens = training->contains("tokens");
+    const auto gives = [&](std::string_view name) {
+      const Json* value = member(*training, name);
+      return value != nullptr && !value->is_null();
+    };
+    const bool steps = gives("steps"), tokens = gives("tokens");
     Json& below = base["training"];
     if (steps != tokens && below.is_object()) below.erase(steps ? "tokens" : "steps");
   }

@@ -104,7 +104,7 @@ void describe(V& v, TransformerConfig& c) {
   v.field("init", c.init, {.help = "how matrices and tied tables are drawn"});
   v.field("init_gain", c.init_gain, {.help = "of `fan_in`", .min = 0, .above_min = true});
   v.field("embedding_init_std", c.embedding_init_std,
-          {.help = "standard deviation of the initial token tables, where they are not the head too",
+          {.help = "standard deviation of the initial token tables, where they are not the head too; 0: `init_std`",
            .min = 0,
            .default_text = "`init_std`"});
   v.field("zero_init_outputs", c.zero_init_outputs, {.help = "attention and MLP output matrices start as zero"});

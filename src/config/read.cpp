@@ -156,17 +156,19 @@ class Reader {
     value = given.get<bool>();
   }
 
+  // 1e9 and 1.0 are integers as well, up to 2^53, where they are certainly the integers that they look.
+  static bool whole(const Json& given) {
+    constexpr double exact = 9007199254740992.0;
+    return given.is_number_float() && std::trunc(given.get<double>()) == given.get<double>() &&
+           std::abs(given.get<double>()) <= exact;
+  }
+
   void read(const Json& given, std::int64_t& value, const Info& info, std::string_view name) const {
-    constexpr double exact = 9007199254740992.0;  // 2^53: up to here 1e9 and 1.0 are certainly the integers they look
-    const auto whole = [&] {
-      return given.is_number_float() && std::trunc(given.get<double>()) == given.get<double>() &&
-             std::abs(given.get<double>()) <= exact;
-    };
     if (!info.word.empty() && given.is_string() && given.get_ref<const std::string&>() == info.word) {
       value = -1;
       return;
     }
-    const bool is_integer = given.is_number_integer() || whole();  // beyond int64 the limits refuse it
+    const bool is_integer = given.is_number_integer() || whole(given);  // beyond int64 the limits refuse it
     if (!is_integer || !within(given.get<double>(), info)) {
       expected(name,
                "an integer" + limits_text(info) + (info.word.empty() ? "" : fmt::format(", or \"{}\"", info.word)),
@@ -176,7 +178,8 @@ class Reader {
   }
 
   void read(const Json& given, std::uint64_t& value, const Info&, std::string_view name) const {
-    if (!given.is_number_unsigned()) expected(name, "an integer from 0 to 2^64 - 1", given);
+    const bool natural = given.is_number_unsigned() || (whole(given) && given.get<double>() >= 0);
+    if (!natural) expected(name, "an integer from 0 to 2^64 - 1", given);
     value = given.get<std::uint64_t>();
   }
 
@@ -232,7 +235,7 @@ class Reader {
         rank = {std::stoll(text.substr(0, slash)), std::stoll(text.substr(slash + 1))};
         if (rank.numerator >= rank.denominator) rank.numerator = 0;
       }
-    } else if (given.is_number_integer() && within(given.get<double>(), {.min = 1, .max = largest})) {
+    } else if ((given.is_number_integer() || whole(given)) && within(given.get<double>(), {.min = 1, .max = largest})) {
       rank = {given.get<std::int64_t>(), 1};
     }
     if (rank.numerator < 1) {

@@ -74,12 +74,38 @@ class Resolver {
     if (m.head_vocabulary > 0 && m.tied_embeddings) {
       fail("/model/head_vocabulary", "is for a head of its own, and tied_embeddings is true");
     }
+    if (m.head_vocabulary > 0 && m.head_vocabulary < m.vocabulary) {
+      fail("/model/head_vocabulary",
+           fmt::format("{} is less than the {} of vocabulary", m.head_vocabulary, m.vocabulary));
+    }
     if (m.v_norm && !m.qk_norm) fail("/model/v_norm", "needs qk_norm");
     if (m.rotary_frequencies == RotaryFrequencies::half_truncated && m.head_size % 4 != 0) {
       fail("/model/rotary_frequencies",
            fmt::format("half_truncated needs a head_size divisible by 4, not {}", m.head_size));
     }
+    idle();
     blocks();
+  }
+
+  // What would change nothing was meant to. An effective config has all keys: those at their defaults pass.
+  void idle() const {
+    const TransformerConfig& m = c_.model;
+    const TransformerConfig defaults;
+    if (m.positions != Positions::rotary) {
+      if (m.rotary_base != defaults.rotary_base) fail("/model/rotary_base", "is for positions \"rotary\"");
+      if (m.rotary_frequencies != defaults.rotary_frequencies) {
+        fail("/model/rotary_frequencies", "is for positions \"rotary\"");
+      }
+    }
+    if (m.init != InitForm::fan_in && m.init_gain != defaults.init_gain) {
+      fail("/model/init_gain", "is for init \"fan_in\"");
+    }
+    if (m.zero_init_head && m.tied_embeddings) {
+      fail("/model/zero_init_head", "is for a head of its own, and tied_embeddings is true");
+    }
+    if (m.window_block == 0 && !m.long_window_blocks.empty()) {
+      fail("/model/long_window_blocks", "needs window_block, the unit in which windows grow");
+    }
   }
 
   void block_exists(std::int64_t block, const std::string& key) const {

@@ -22,19 +22,6 @@ inline constexpr auto digits = [] {
   return values;
 }();
 
-inline std::string encode(std::string_view bytes) {
-  std::string text;
-  for (std::size_t i = 0; i < bytes.size(); i += 3) {
-    const std::size_t taken = bytes.size() - i < 3 ? bytes.size() - i : 3;
-    std::uint32_t group = 0;
-    for (std::size_t j = 0; j < 3; ++j) {
-      group = group << 8 | (j < taken ? static_cast<unsigned char>(bytes[i + j]) : 0U);
-    }
-    for (std::size_t j = 0; j < 4; ++j) text += j <= taken ? alphabet[group >> (18 - 6 * j) & 63] : '=';
-  }
-  return text;
-}
-
 // Nothing where `text` is not canonical base64: another character, a wrong length, stray padding, or bits left over.
 inline std::optional<std::string> decode(std::string_view text) {
   if (text.size() % 4 != 0) return std::nullopt;

@@ -17,6 +17,7 @@
 #include "data/base64.h"
 #include "data/byte_pair.h"
 #include "data/pretokenizer.h"
+#include "io/json_file.h"
 
 namespace polaron {
 namespace {
@@ -32,14 +33,11 @@ constexpr std::string_view replacement = "\xef\xbf\xbd";  // U+FFFD
 class Reader {
  public:
   Reader(const std::string& text, std::string source) : source_(std::move(source)) {
+    // As strictly as a checkpoint, where a copy of the file comes to lie, is read.
     try {
-      root_ = Json::parse(text);
-    } catch (const Json::parse_error& error) {
-      throw Error(Exit::data,
-                  fmt::format("{}: not valid JSON at offset {}. Prepare the data again, or copy the file again.",
-                              source_, error.byte));
-    } catch (const Json::exception& error) {  // a number too large, say
-      throw Error(Exit::data, fmt::format("{}: not a vocabulary file: {}.", source_, error.what()));
+      root_ = parse_json(text, source_);
+    } catch (const Error& error) {
+      throw Error(Exit::data, fmt::format("{} Prepare the data again, or copy the file again.", error.what()));
     }
     if (!root_.is_object()) fail("", "must be an object");
   }

@@ -24,9 +24,6 @@ class Vocabulary {
   static Vocabulary load(const std::string& path);
   // The same from the text of such a file; `source` stands for its name in messages.
   static Vocabulary parse(std::string json, const std::string& source);
-  // From GPT-2's own two files, as its authors and Hugging Face publish them: encoder.json or vocab.json, and vocab.bpe
-  // or merges.txt. Throws Error(Exit::data) as load does.
-  static Vocabulary from_gpt2_files(const std::string& vocabulary_path, const std::string& merges_path);
   // The file vocabulary.json in the folder of `shard_path`, where there is one. Throws as load does where there is, but
   // is not in order.
   static std::optional<Vocabulary> find_beside(const std::string& shard_path);

@@ -142,6 +142,23 @@ void check_same_checkpoint(const CheckpointReader* checkpoint, const std::string
                   option, described(0), described(static_cast<std::size_t>(other - starts.begin()))));
 }
 
+void check_same_data(std::uint64_t fingerprint, const ValidationReader* validation, Communicator& communicator) {
+  if (communicator.size() == 1) return;
+  const std::string held_out = validation == nullptr
+                                   ? "none"
+                                   : fmt::format("{} of {} tokens in {} micro-batches", validation->tokens(),
+                                                 validation->available(), validation->micro_batches());
+  const auto compare = [&](const std::string& ours, const std::string& what) {
+    const std::string theirs = from_root(ours, communicator);
+    if (!anywhere(ours != theirs, communicator)) return;
+    throw Error(Exit::data,
+                fmt::format("the processes read different {} shards{}: give every machine the same files.", what,
+                            ours != theirs ? fmt::format(" ({} here, {} on process 0)", ours, theirs) : ""));
+  };
+  compare(fmt::format("{:016x}", fingerprint), "training");
+  compare(held_out, "validation");
+}
+
 void check_processes(const Config& config, const Assignment& assignment, int processes) {
   const TrainingConfig& t = config.training;
   if (processes > t.batch) {

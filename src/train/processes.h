@@ -8,6 +8,7 @@
 #include "backend/device.h"
 #include "comm/communicator.h"
 #include "config/config.h"
+#include "data/validation.h"
 #include "optim/assignment.h"
 #include "train/checkpoint.h"
 
@@ -24,6 +25,10 @@ void check_same_start(const Config& config, Communicator& communicator);
 // Error(Exit::usage) on all processes where they do not start from the same checkpoint (null: from none), say because a
 // network file system still shows one of them an older `latest`. `option` leads the message. Collective.
 void check_same_checkpoint(const CheckpointReader* checkpoint, const std::string& option, Communicator& communicator);
+
+// Error(Exit::data) on all processes where one reads other data than process 0: another fingerprint of the training
+// shards (Loader::fingerprint), or other validation shards (null: none). Collective.
+void check_same_data(std::uint64_t fingerprint, const ValidationReader* validation, Communicator& communicator);
 
 // Error(Exit::usage) where so many processes cannot share the batch or the matrices, or where the config asks for
 // something that the exchange of sketches cannot give.

@@ -31,6 +31,11 @@ void resolve_vocabulary(Config& config, const std::optional<Vocabulary>& vocabul
                               config.data.train));
     }
     config.model.vocabulary = vocabulary->size();
+    if (config.model.head_vocabulary > 0 && config.model.head_vocabulary < config.model.vocabulary) {
+      throw Error(Exit::usage, fmt::format("model.head_vocabulary is {}, less than the {} tokens of the data's "
+                                           "vocabulary \"{}\": raise it, or leave it out.",
+                                           config.model.head_vocabulary, vocabulary->size(), vocabulary->name()));
+    }
   }
   if (vocabulary && vocabulary->size() > config.model.vocabulary) {
     throw Error(Exit::usage,

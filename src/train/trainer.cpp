@@ -80,6 +80,7 @@ Trainer::Trainer(const Config& config, const TrainOptions& options, Communicator
   settle_choices(session_, steps_, checkpoint_ ? checkpoint_->state().tuned : std::vector<std::byte>{});
   if (steps_.keeps_previous() && done_ > 0) steps_.remember(*session_.open_loader(done_ - 1));
   loader_ = session_.open_loader(done_);
+  check_same_data(loader_->fingerprint(), session_.validation ? &*session_.validation : nullptr, communicator);
   if (checkpoint_ && loader_->fingerprint() != checkpoint_->state().data_fingerprint) {
     log::warn(
         "the data, the batch, the sequence length or the seed differ from the checkpoint's: the tokens that follow "

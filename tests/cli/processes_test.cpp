@@ -340,6 +340,27 @@ TEST(Processes, of_which_one_has_another_config_or_a_bad_shard_all_end) {
   EXPECT_EQ(count_of(outcome.err, "error: "), 1U) << outcome.err;
 }
 
+TEST(Processes, that_read_different_shards_are_refused) {
+  const Workspace folder;
+  folder.write_data();
+  folder.write_config("a");
+  for (const std::string kind : {"train", "validation"}) {
+    SCOPED_TRACE(kind);
+    fs::create_directories(folder / "other");
+    fs::copy(folder / "data", folder / "other/data", fs::copy_options::recursive);
+    fs::copy(folder / "a.json", folder / "other/a.json");
+    folder.write("other/data/" + kind + "_9.bin", shard(tiny_language(3000, 7)));
+    const Outcome outcome = folder.run(
+        {"train", "a.json", ":", "-n", "1", "-wdir", (folder / "other").string(), POLARON_PROGRAM, "train", "a.json"},
+        with_processes(1));
+    expect_refused(
+        outcome, Exit::data,
+        {"different " + std::string(kind == "train" ? "training" : "validation"), "give every machine the same files"});
+    EXPECT_FALSE(fs::exists(folder / "runs/a"));
+    fs::remove_all(folder / "other");
+  }
+}
+
 // SIGTERM to the second of two processes ends both as interrupted.
 void expect_to_stop_by_the_second(Process& process) {
   const std::vector<pid_t> ranks = children_of(process.id());

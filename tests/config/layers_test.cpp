@@ -92,6 +92,12 @@ TEST(Layers, a_later_layer_decides_alone_how_long_to_train) {
 TEST(Layers, a_run_can_be_prolonged_from_its_effective_config) {
   const std::string effective = to_json(parse(minimal));
   EXPECT_EQ(parse(effective, {"training.steps=20"}).training.tokens, 20 * 4 * 32);
+  // Another batch for as many steps: the tokens are taken away, the steps stay.
+  const Folder folder;
+  folder.write("base.json", effective);
+  const auto child =
+      folder.write("child.json", R"({"extends": "base.json", "training": {"batch": 8, "tokens": null}})");
+  EXPECT_EQ(load_config(child).training.tokens, parse(effective).training.steps * 8 * 32);
 }
 
 TEST(Layers, another_optimizer_type_starts_the_group_anew) {

@@ -113,6 +113,10 @@ TEST(Reading, numbers_may_be_written_in_any_way_that_means_them) {
   EXPECT_EQ(c.training.steps, 1000);
   EXPECT_EQ(c.training.gradient_clip, 2.0);
   EXPECT_EQ(c.seed, 18446744073709551615ULL);
+  const Config whole =
+      parse(with(R"({"seed": 1e3, "optimizer": {"matrices": {"type": "low_rank_muon", "rank": 1e1}}})"));
+  EXPECT_EQ(whole.seed, 1000U);
+  EXPECT_EQ(whole.optimizer.matrices.rank, (RankSpec{10, 1}));
 }
 
 TEST(Reading, comments_of_both_kinds_and_a_schema_line_are_allowed) {

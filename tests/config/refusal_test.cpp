@@ -93,6 +93,8 @@ TEST(Refusal, numbers_outside_their_limits) {
       {R"({"model": {"window_final": 4}})", "/model/window_final", "needs window_block"},
       {R"({"model": {"window_block": 4, "long_window_blocks": [9]}})", "/model/long_window_blocks", "no block 9"},
       {R"({"model": {"v_norm": true}})", "/model/v_norm", "needs qk_norm"},
+      {R"({"model": {"vocabulary": 300, "tied_embeddings": false, "head_vocabulary": 299}})", "/model/head_vocabulary",
+       "299 is less than the 300 of vocabulary"},
       {R"({"model": {"head_vocabulary": 300}})", "/model/head_vocabulary", "tied_embeddings is true"},
       {R"({"model": {"logit_softcap": -1}})", "/model/logit_softcap", "of at least 0, got -1"},
       {R"({"training": {"steps": 0}})", "/training/steps", "got 0"},
@@ -192,6 +194,17 @@ TEST(Refusal, combinations_that_cannot_be) {
       {R"({"precision": "fp8"})", "/precision", "bf16"},
       {R"({"name": "a/b"})", "/name", "folder's name"},
       {R"({"name": ".."})", "/name", "folder's name"},
+  });
+}
+
+TEST(Refusal, model_settings_that_would_change_nothing) {
+  expect_refused({
+      {R"({"model": {"rotary_base": 500000}})", "/model/rotary_base", R"(is for positions "rotary")"},
+      {R"({"model": {"rotary_frequencies": "half_truncated"}})", "/model/rotary_frequencies",
+       R"(is for positions "rotary")"},
+      {R"({"model": {"init_gain": 1}})", "/model/init_gain", R"(is for init "fan_in")"},
+      {R"({"model": {"zero_init_head": true}})", "/model/zero_init_head", "tied_embeddings is true"},
+      {R"({"model": {"long_window_blocks": [0]}})", "/model/long_window_blocks", "needs window_block"},
   });
 }
 

@@ -1,4 +1,5 @@
-// GPT-2's own vocabulary files, turned into polaron's.
+#include "gpt2_files.h"
+
 #include <fmt/format.h>
 
 #include <array>
@@ -11,10 +12,8 @@
 #include <unordered_map>
 
 #include "base/error.h"
-#include "data/base64.h"
-#include "data/vocabulary.h"
 
-namespace polaron {
+namespace polaron::testing_data {
 namespace {
 
 using Json = nlohmann::json;
@@ -63,7 +62,21 @@ Json read_vocabulary(const std::string& path) {
 
 }  // namespace
 
-Vocabulary Vocabulary::from_gpt2_files(const std::string& vocabulary_path, const std::string& merges_path) {
+std::string base64_of(std::string_view bytes) {
+  constexpr std::string_view digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::string text;
+  for (std::size_t i = 0; i < bytes.size(); i += 3) {
+    const std::size_t taken = bytes.size() - i < 3 ? bytes.size() - i : 3;
+    std::uint32_t group = 0;
+    for (std::size_t j = 0; j < 3; ++j) {
+      group = group << 8 | (j < taken ? static_cast<unsigned char>(bytes[i + j]) : 0U);
+    }
+    for (std::size_t j = 0; j < 4; ++j) text += j <= taken ? digits[group >> (18 - 6 * j) & 63] : '=';
+  }
+  return text;
+}
+
+Vocabulary gpt2_vocabulary(const std::string& vocabulary_path, const std::string& merges_path) {
   const Json vocabulary = read_vocabulary(vocabulary_path);
   const std::size_t size = vocabulary.size();
   Json tokens(size, nullptr);
@@ -76,7 +89,7 @@ Vocabulary Vocabulary::from_gpt2_files(const std::string& vocabulary_path, const
     if (text == separator) {
       special[text] = separator_id = value;
     } else if (const auto bytes = token_bytes(text)) {
-      tokens[value.get<std::size_t>()] = base64::encode(*bytes);
+      tokens[value.get<std::size_t>()] = base64_of(*bytes);
     } else {
       throw Error(Exit::data, fmt::format("{}: '{}' is not a token of a byte-level BPE.", vocabulary_path, text));
     }
@@ -109,7 +122,7 @@ Vocabulary Vocabulary::from_gpt2_files(const std::string& vocabulary_path, const
                        {"ignore_merges", false},
                        {"tokens", tokens},
                        {"merges", merges}};
-  return parse(result.dump(), vocabulary_path);
+  return Vocabulary::parse(result.dump(), vocabulary_path);
 }
 
-}  // namespace polaron
+}  // namespace polaron::testing_data
