@@ -29,6 +29,18 @@ need_packages() {
     >/dev/null
 }
 
+# The clang-format of version 14, which the sources are laid out by, under whichever name it has here.
+clang_format_14() {
+  local candidate
+  for candidate in clang-format-14 clang-format; do
+    if "$candidate" --version 2>/dev/null | grep -q 'version 14\.'; then
+      echo "$candidate"
+      return 0
+    fi
+  done
+  return 1
+}
+
 # A python3 that can import the modules named; the system's own is tried after the first on PATH.
 python_with() {
   local modules="$1" candidate
