@@ -4,9 +4,10 @@
 #
 # Elsewhere (no apt) it says what is needed and lets the build find out whether it is there.
 
+# What the presets need, their tests included: after quickstart.sh a plain "cmake --preset release" finds everything.
 build_packages="g++ cmake ninja-build pkg-config libcli11-dev nlohmann-json3-dev libspdlog-dev libfmt-dev
   libopenblas-openmp-dev liblapacke-dev libpcre2-dev libxxhash-dev
-  libopenmpi-dev openmpi-bin python3"
+  libopenmpi-dev openmpi-bin libgtest-dev libgmock-dev python3"
 
 need_packages() {
   local missing=() package

@@ -18,7 +18,7 @@ need_packages $build_packages python3-matplotlib
 plot_python=$(python_with matplotlib) || { echo "error: python3 with matplotlib is needed for the plot" >&2; exit 2; }
 
 say "2/5 building polaron"
-cmake --preset quickstart -G Ninja -Wno-dev >/dev/null
+cmake --preset quickstart -Wno-dev >/dev/null
 cmake --build --preset quickstart
 polaron=build/quickstart/polaron
 "$polaron" --version

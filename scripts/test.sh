@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 
 echo "== packages"
 # shellcheck disable=SC2086
-need_packages $build_packages libgtest-dev libgmock-dev python3-matplotlib
+need_packages $build_packages python3-matplotlib
 # Asked for where apt has it only: not every distribution does, and no test needs it.
 if ! clang_format_14 >/dev/null && apt-cache show clang-format-14 >/dev/null 2>&1; then
   need_packages clang-format-14
@@ -27,7 +27,7 @@ fi
 
 echo "== build"
 # The tests of the plotting scripts are skipped by a python without matplotlib.
-cmake --preset release -G Ninja -Wno-dev -DCMAKE_COMPILE_WARNING_AS_ERROR=ON \
+cmake --preset release -Wno-dev -DCMAKE_COMPILE_WARNING_AS_ERROR=ON \
   -DPython3_EXECUTABLE="$(python_with matplotlib || command -v python3)" >/dev/null
 cmake --build --preset release
 

@@ -9,9 +9,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/dependencies.sh
 # shellcheck disable=SC2086
-need_packages $build_packages libgtest-dev libgmock-dev clang libclang-rt-14-dev libomp-dev libbenchmark-dev
+need_packages $build_packages clang libclang-rt-14-dev libomp-dev libbenchmark-dev
 
-strict=(-G Ninja -Wno-dev -DCMAKE_COMPILE_WARNING_AS_ERROR=ON)
+strict=(-Wno-dev -DCMAKE_COMPILE_WARNING_AS_ERROR=ON)
 
 echo "== sanitizers"
 cmake --preset sanitize "${strict[@]}" >/dev/null
@@ -35,7 +35,7 @@ cmake --build --preset thread
 ctest --preset thread -j "$(nproc)"
 
 echo "== fuzzing"
-cmake -S . -B build/fuzz "${strict[@]}" -DCMAKE_CXX_COMPILER=clang++ -DPOLARON_FUZZ=ON -DPOLARON_MARCH= \
+cmake -S . -B build/fuzz -G Ninja "${strict[@]}" -DCMAKE_CXX_COMPILER=clang++ -DPOLARON_FUZZ=ON -DPOLARON_MARCH= \
   -DPOLARON_FUZZ_SECONDS="${POLARON_FUZZ_SECONDS:-300}" >/dev/null
 cmake --build build/fuzz --target fuzzers
 ctest --test-dir build/fuzz -R '^fuzz_' --output-on-failure

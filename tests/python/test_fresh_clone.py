@@ -1,5 +1,7 @@
 """scripts/test.sh and scripts/quickstart.sh: what they install and check before they build, on one system and another."""
 
+import json
+import re
 import shutil
 import stat
 import subprocess
@@ -92,6 +94,29 @@ class FreshClone(unittest.TestCase):
         self.program("clang-format", 'case "$1" in --version) echo version 14.0.6 ;; *) exit 1 ;; esac')
         self.assertEqual(self.run_script("test.sh").returncode, 123)  # xargs'
         self.assertEqual(self.words("cmake"), "")
+
+    def test_a_folder_is_built_by_the_same_generator_with_and_without_the_scripts(self):
+        presets = json.loads((ROOT / "CMakePresets.json").read_text())["configurePresets"]
+        self.assertEqual({preset["generator"] for preset in presets if "inherits" not in preset}, {"Ninja"})
+        self.assertEqual({preset["generator"] for preset in presets if "generator" in preset}, {"Ninja"})
+        for script, preset in (("test.sh", "release"), ("quickstart.sh", "quickstart")):
+            self.run_script(script)
+            words = self.words("cmake").splitlines()[-1].split()
+            self.assertEqual(words[:2], ["--preset", preset])
+            self.assertNotIn("-G", words)
+        deep = (ROOT / "scripts" / "test_deep.sh").read_text()
+        self.assertEqual([line for line in deep.splitlines() if "-G" in line.split() and "--preset" in line], [])
+        self.assertNotIn("-G", re.search(r"strict=\((.*)\)", deep)[1])
+
+    def test_quickstart_installs_what_the_build_with_tests_needs(self):
+        outcome = self.run_script("test.sh")
+        self.assertEqual(outcome.returncode, BUILD_FAILS, outcome.stderr)
+        for_tests = set(self.installed.read_text().split())
+        self.installed.write_text("")
+        outcome = self.run_script("quickstart.sh")
+        self.assertEqual(outcome.returncode, BUILD_FAILS, outcome.stderr)
+        self.assertIn("libgtest-dev", for_tests)
+        self.assertEqual(for_tests - set(self.installed.read_text().split()), set())
 
 
 if __name__ == "__main__":
