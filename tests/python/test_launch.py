@@ -120,6 +120,12 @@ class Launching(unittest.TestCase):
             self.assertEqual(words[words.index("train"):][:4], ["train", "c", "--seed", "2"])
             self.assertNotEqual(self.run_script(script, [], {"DRY_RUN": "1"}).returncode, 0)
 
+    def test_slurm_gives_every_process_the_cores_that_the_job_asks_for(self):
+        for script in ("slurm/train.sbatch", "slurm/shared_gpu.sbatch"):
+            for variables, option in (({"SLURM_CPUS_PER_TASK": "8"}, "--cpus-per-task=8"), ({}, "--cpus-per-task=1")):
+                words = self.words(self.run_script(script, ["c"], {"DRY_RUN": "1", **variables}))
+                self.assertIn(option, words[:words.index("train") - 1])
+
     def test_a_slurm_job_that_was_stopped_is_queued_again_and_then_resumes(self):
         told = self.folder / "told"
         self.program("srun", "exit 6")
