@@ -4,10 +4,12 @@ import importlib.util
 import os
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 from pathlib import Path
 
@@ -40,6 +42,10 @@ class Launching(unittest.TestCase):
     def launch(self, *arguments, mpi=OPEN_MPI, **variables):
         variables = {"MPIRUN": self.program("mpirun", mpi), "POLARON": "/bin/polaron", **variables}
         return self.run_script("launch.sh", ["--dry-run", *arguments], variables)
+
+    def srun(self, body):
+        """A stand-in: the body starts the task, whose words are "$@"."""
+        self.program("srun", f'while case $1 in -*) ;; *) false ;; esac do shift; done\n{body}')
 
     def words(self, outcome):
         self.assertEqual(outcome.returncode, 0, outcome.stderr)
@@ -128,13 +134,41 @@ class Launching(unittest.TestCase):
 
     def test_a_slurm_job_that_was_stopped_is_queued_again_and_then_resumes(self):
         told = self.folder / "told"
-        self.program("srun", "exit 6")
         self.program("scontrol", f'echo "$@" > {told}')
-        variables = {"POLARON": self.program("polaron", "true"), "SLURM_JOB_ID": "17"}
-        self.assertEqual(self.run_script("slurm/train.sbatch", ["c"], variables).returncode, 6)
-        self.assertEqual(told.read_text(), "requeue 17\n")
+        variables = {"POLARON": self.program("polaron", "exit 6"), "SLURM_JOB_ID": "17"}
+        for srun_ends in ("", "; kill -KILL $$"):  # as srun does where a task ends by another code than 0
+            self.srun(f'SLURM_PROCID=1 "$@" || exit 137; SLURM_PROCID=0 "$@" || exit 137{srun_ends}')
+            self.assertEqual(self.run_script("slurm/train.sbatch", ["c"], variables).returncode, 6)
+            self.assertEqual(told.read_text(), "requeue 17\n")
+            self.assertEqual(list(self.folder.glob(".polaron*")), [])
+            told.unlink()
         words = self.words(self.run_script("slurm/train.sbatch", ["c"], {"DRY_RUN": "1", "SLURM_RESTART_COUNT": "1"}))
         self.assertEqual(words[-2:], ["c", "--auto-resume"])
+
+    def test_a_slurm_task_hands_signals_on_to_the_program(self):
+        self.program("scontrol", "true")
+        self.srun('SLURM_PROCID=0 exec "$@"')
+        for name, code in (("TERM", 6), ("INT", 6), ("USR1", 0)):
+            started, told = self.folder / "started", self.folder / "told"
+            polaron = self.program("polaron", f"""exec {sys.executable} -c '
+import os, pathlib, signal, sys
+def answer(*_):
+    pathlib.Path("told").write_text("{name}")
+    sys.exit({code})
+signal.signal(signal.SIG{name}, answer)
+signal.alarm(60)
+pathlib.Path("new").write_text(str(os.getppid()))
+os.rename("new", "started")
+signal.pause()'""")
+            with subprocess.Popen(["bash", str(SCRIPTS / "slurm" / "train.sbatch"), "c"], cwd=self.folder,
+                                  env={"PATH": f"{self.folder}:/usr/bin:/bin", "POLARON": polaron,
+                                       "SLURM_JOB_ID": "17"}, stdout=subprocess.DEVNULL) as job:
+                while not started.exists() and job.poll() is None:
+                    time.sleep(0.01)
+                os.kill(int(started.read_text()), getattr(signal, f"SIG{name}"))  # the task's first process alone
+                self.assertEqual(job.wait(), code)
+            self.assertEqual(told.read_text(), name)
+            started.unlink()
 
     @unittest.skipUnless(importlib.util.find_spec("matplotlib"), "matplotlib is missing")
     def test_optimizers_are_compared_with_paths_of_the_callers_folder(self):
@@ -149,9 +183,10 @@ class Launching(unittest.TestCase):
 
     def test_a_slurm_job_that_fails_is_not_queued_again(self):
         told = self.folder / "told"
-        self.program("srun", "exit 4")
+        self.srun('SLURM_PROCID=0 "$@"')
         self.program("scontrol", f'echo "$@" > {told}')
-        variables = {"POLARON": self.program("polaron", "true"), "SLURM_JOB_ID": "17"}
+        (self.folder / ".polaron-stopped-17").touch()  # of the job's last time
+        variables = {"POLARON": self.program("polaron", "exit 4"), "SLURM_JOB_ID": "17"}
         self.assertEqual(self.run_script("slurm/train.sbatch", ["c"], variables).returncode, 4)
         self.assertFalse(told.exists())
 
