@@ -102,6 +102,15 @@ def find_inputs(paths: list[str], extensions: str = DEFAULT_EXTENSIONS) -> list[
     return inputs
 
 
+def without_held_out(inputs: list[Input], held_out: list[Input]) -> tuple[list[Input], int]:
+    """The inputs but for files that are held out as well, by whatever path; how many those are."""
+    paths = {os.path.realpath(entry.path) for entry in held_out}
+    left = [entry for entry in inputs if os.path.realpath(entry.path) not in paths]
+    if inputs and not left:
+        raise PrepareError(DATA, "all of the inputs are held out by --validation-input: nothing is left to train on.")
+    return left, len(inputs) - len(left)
+
+
 def chunks(inputs: list[Input], marker: str | None = None) -> Iterator[Chunk]:
     """The inputs, in order, in chunks of about a megabyte. A marker cuts text files into documents wherever it is."""
     waiting: list[str] = []  # text files gathered into one chunk

@@ -36,6 +36,7 @@ from documents import (
     chunks,
     documents,
     find_inputs,
+    without_held_out,
 )
 from pipeline import Job, default_processes, encode_all
 from shards import (
@@ -88,7 +89,12 @@ def parse_arguments(arguments=None) -> argparse.Namespace:
         help="hold out this fraction of the documents, chosen by a hash of their text; of a single document, its last "
         "part (default %(default)s)",
     )
-    add("--validation-input", nargs="+", metavar="INPUT", help="hold out these files instead, and none of the inputs")
+    add(
+        "--validation-input",
+        nargs="+",
+        metavar="INPUT",
+        help="hold out these files instead; of the inputs none but those that are among them",
+    )
     add(
         "--extensions",
         default=DEFAULT_EXTENSIONS,
@@ -181,6 +187,9 @@ def prepare(arguments: argparse.Namespace) -> Output:
     reading = Reading(arguments.text_key)
     inputs = find_inputs(arguments.inputs, arguments.extensions)
     held_out = find_inputs(arguments.validation_input or [], arguments.extensions)
+    inputs, left_out = without_held_out(inputs, held_out)
+    if left_out:
+        print(f"left out of training {left_out} files that --validation-input holds out", file=sys.stderr)
     size = sum(entry.size for entry in inputs)
 
     def pieces(entries) -> Iterator[Chunk]:

@@ -78,10 +78,12 @@ class Case(unittest.TestCase):
         return path
 
     def prepare(self, *arguments: str) -> str:
-        """Runs prepare_text.py in this process; the output folder."""
+        """Runs prepare_text.py in this process; the output folder. What it says is in self.told."""
         output = self.path("out")
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        told = io.StringIO()
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
             prepare_text.prepare(prepare_text.parse_arguments([*arguments, "--output", output]))
+        self.told = told.getvalue()
         return output
 
     def fails(self, code: int, *arguments: str, script: str = "prepare_text.py") -> str:

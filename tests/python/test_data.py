@@ -135,6 +135,16 @@ class Inputs(Case):
         self.assertEqual(self.texts(output, "train"), {sentence(i).encode() for i in range(30)})
         self.assertEqual(self.texts(output, "validation"), {sentence(i).encode() for i in range(100, 105)})
 
+    def test_a_file_below_an_input_that_is_held_out_is_not_trained_on(self):
+        for name in ("a", "b", "c"):
+            self.write(f"in/{name}.txt", f"text {name}\n")
+        os.symlink(self.place("in"), os.path.join(self.folder, "link"))
+        for held_out in (self.path("in", "b.txt"), os.path.join(self.folder, "link", "b.txt")):
+            output = self.prepare(self.place("in"), "--validation-input", held_out, "--force")
+            self.assertEqual(self.texts(output, "train"), {b"text a\n", b"text c\n"})
+            self.assertEqual(self.texts(output, "validation"), {b"text b\n"})
+        self.assertIn("1 files that --validation-input holds out", self.told)
+
     def test_of_a_single_document_the_tail_is_held_out_at_a_line_end(self):
         text = "".join(sentence(i) for i in range(100))
         output = self.prepare(self.write("book.txt", text), "--validation-fraction", "0.1")
@@ -270,7 +280,7 @@ class Errors(Case):
     def test_a_terminated_run_leaves_nothing_behind(self):
         good = self.json_lines("in.jsonl", [sentence(i) for i in range(5)])
         script = os.path.join(ROOT, "data", "prepare_text.py")
-        arguments = [good, "--validation-input", good, "--output", self.path("out", "deep")]
+        arguments = [good, "--output", self.path("out", "deep")]
         code = (
             "import sys, time, runpy; sys.path.insert(0, sys.argv[1]); import pipeline;"
             "run = pipeline.Job.run\n"
@@ -305,6 +315,10 @@ class Errors(Case):
         self.assertIn("--shard-tokens", self.fails(2, source, "--shard-tokens", "0"))
         self.assertIn("--train-bpe", self.fails(2, source, "--train-bpe", "1000", "--tokenizer", "bytes"))
         self.assertIn("encoder.json", self.fails(3, source, "--tokenizer", "gpt2", "--vocab", self.folder))
+
+    def test_inputs_that_are_all_held_out_are_an_error(self):
+        source = self.write("in/a.txt", "text\n")
+        self.assertIn("nothing is left to train on", self.fails(3, self.place("in"), "--validation-input", source))
 
     def test_empty_inputs_are_an_error(self):
         self.assertIn("no document", self.fails(3, self.write("in.txt", "")))
