@@ -39,6 +39,7 @@ from shards import (
     check_free,
     check_shard,
     existing_files,
+    existing_shards,
     replace_file,
     run_script,
     summary,
@@ -309,23 +310,34 @@ def prepare_shard_set(arguments, source) -> None:
         raise PrepareError(DATA, f"{repository}: holds no shard with a name like fineweb_train_000001.bin.")
     if arguments.shards is not None and arguments.shards > len(train):
         raise PrepareError(USAGE, f"--shards {arguments.shards}: {repository} holds {len(train)}.")
-    chosen = [match for match in found if match[1] == "val"] + train[: arguments.shards]
+    chosen = {}  # by the name that each gets here
+    for match in [match for match in found if match[1] == "val"] + train[: arguments.shards]:
+        split = "train" if match[1] == "train" else "validation"
+        chosen[f"{split}_{match[2]}.bin"] = split, match[0]
 
+    replaced = existing_files(folder)
+    if ours:  # only what is too much: whoever trains on train_*.bin would read it too
+        replaced = [path for path in existing_shards(folder) if os.path.basename(path) not in chosen]
+        if replaced and not arguments.force:
+            raise PrepareError(
+                USAGE,
+                f"{replaced[0]}: fetched earlier, and more than is asked for now ({len(replaced)} in all). Ask for more "
+                "--shards, choose another --output folder, or have what is there replaced with --force.",
+            )
     downloads = os.path.join(folder, ".downloads")
     os.makedirs(downloads, exist_ok=True)
-    for path in [] if ours else existing_files(folder):
+    for path in replaced:
         os.remove(path)
     replace_file(origin, description)
     vocabulary = os.path.join(folder, "vocabulary.json")
     if not os.path.exists(vocabulary):
         replace_file(vocabulary, vocabulary_text(gpt2_encoder(source, arguments.vocab, folder).vocabulary()))
     tokens = {"train": 0, "validation": 0}
-    for number, match in enumerate(chosen, 1):
-        split = "train" if match[1] == "train" else "validation"
-        target = os.path.join(folder, f"{split}_{match[2]}.bin")
+    for number, (name, (split, path)) in enumerate(chosen.items(), 1):
+        target = os.path.join(folder, name)
         if arguments.force or not is_whole(target):
-            print(f"{number} of {len(chosen)}: {repository}/{match[0]}", file=sys.stderr, flush=True)
-            fetched = source.fetch(repository, match[0], downloads)
+            print(f"{number} of {len(chosen)}: {repository}/{path}", file=sys.stderr, flush=True)
+            fetched = source.fetch(repository, path, downloads)
             check_shard(fetched)
             os.replace(fetched, target)
         tokens[split] += check_shard(target)[1]

@@ -22,6 +22,7 @@ HEADER_BYTES = 4 * HEADER_INTS
 FORMS = {2: (20240520, 1), 4: (20240801, 7)}
 LARGEST_SHARD = 2**31 - 1  # the header's count is an int32
 DEFAULT_SHARD_TOKENS = 100_000_000
+SHARD_PATTERNS = ("train_*.bin", "validation_*.bin")
 
 
 class PrepareError(Exception):
@@ -210,7 +211,14 @@ def replace_file(path: str, text: str) -> None:
 
 def existing_files(folder: str) -> list[str]:
     """What an earlier run left in `folder` and a new one would replace."""
-    patterns = ("train_*.bin", "validation_*.bin", "vocabulary.json", "tokenizer.json")
+    return matching(folder, *SHARD_PATTERNS, "vocabulary.json", "tokenizer.json", "source.json")
+
+
+def existing_shards(folder: str) -> list[str]:
+    return matching(folder, *SHARD_PATTERNS)
+
+
+def matching(folder: str, *patterns: str) -> list[str]:
     return sorted(path for pattern in patterns for path in glob.glob(os.path.join(glob.escape(folder), pattern)))
 
 

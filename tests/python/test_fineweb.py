@@ -57,7 +57,7 @@ class FineWeb(Case):
     def fetch(self, *arguments: str) -> str:
         output = self.path("out")
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            prepare_fineweb.main([*arguments, "--output", output])
+            prepare_fineweb.main(["--output", output, *arguments])
         return output
 
     def check_shards(self, *source: str) -> None:
@@ -154,6 +154,31 @@ class FineWeb(Case):
         self.assertEqual(sorted(os.listdir(output)), before)
         self.fetch("fineweb10B-gpt2", "--source-dir", self.hub, "--force")
         self.assertEqual(self.ids(output, "train"), [*range(100, 180), *range(300, 370)])
+
+    def test_shards_that_replaced_fetched_ones_are_not_taken_for_them(self):
+        output = self.fetch("fineweb10B-gpt2", "--source-dir", self.hub)
+        self.prepare(self.write("in.txt", "line\n" * 100), "--force")
+        before = sorted(os.listdir(output))
+        self.assertNotIn("source.json", before)
+        self.assertIn(
+            "--force", self.fails(2, "fineweb10B-gpt2", "--source-dir", self.hub, script="prepare_fineweb.py")
+        )
+        self.assertEqual(sorted(os.listdir(output)), before)
+
+    def test_fewer_shards_than_are_there_are_refused_or_the_others_removed(self):
+        output = self.fetch("fineweb10B-gpt2", "--source-dir", self.hub)
+        before = sorted(os.listdir(output))
+        self.fetch("fineweb10B-gpt2", "--source-dir", self.hub, "--output", output + "//")
+        fewer = ["fineweb10B-gpt2", "--shards", "1", "--source-dir", self.hub]
+        message = self.fails(2, *fewer, script="prepare_fineweb.py")
+        self.assertIn("train_000002.bin: fetched earlier", message)
+        self.assertIn("--force", message)
+        self.assertEqual(sorted(os.listdir(output)), before)
+        self.fetch(*fewer, "--force")
+        self.assertEqual(
+            sorted(os.listdir(output)), ["source.json", "train_000001.bin", "validation_000000.bin", "vocabulary.json"]
+        )
+        self.assertEqual(self.ids(output, "train"), list(range(100, 180)))
 
     @needs("huggingface_hub")
     def test_a_repository_that_is_not_there_is_named(self):
