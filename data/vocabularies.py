@@ -162,6 +162,9 @@ class Gpt2Encoder(Encoder):
         self.separator = vocabulary[SEPARATOR]
         self._encode = None
 
+    def __getstate__(self) -> dict:  # each process prepares its own: what tokenizes need not be what pickle can send
+        return {**self.__dict__, "_encode": None}
+
     def prepare(self) -> None:
         try:
             import tiktoken

@@ -18,6 +18,21 @@ import shards
 import vocabularies
 
 
+STAND_IN = """# of tokenizers: a byte-level BPE without merges
+import types
+import vocabularies
+
+class Tokenizer:
+    def __init__(self, vocabulary):
+        self.ids = {byte: vocabulary[text] for text, byte in vocabularies.printable_bytes().items()}
+    def encode_batch_fast(self, texts, add_special_tokens):
+        return [types.SimpleNamespace(ids=[self.ids[byte] for byte in text.encode()]) for text in texts]
+
+models = types.SimpleNamespace(BPE=lambda vocab, merges: vocab)
+pre_tokenizers = types.SimpleNamespace(ByteLevel=lambda add_prefix_space: None)
+"""
+
+
 class Vocabularies(Case):
     def test_bytes_need_the_standard_library_alone(self):
         source = self.write("in.txt", "naïve\n" * 50)
@@ -139,6 +154,33 @@ class Vocabularies(Case):
         with self.assertRaises(shards.PrepareError) as caught:
             vocabularies.make_encoder(path, separator="<none>")
         self.assertIn("<|endoftext|>", str(caught.exception))
+
+    def test_gpt2_reaches_processes_however_they_are_started(self):
+        tokens = {character: i for i, character in enumerate(vocabularies.printable_bytes())}
+        self.write("gpt2/vocab.json", json.dumps({**tokens, "<|endoftext|>": 256}))
+        self.write("gpt2/merges.txt", "")
+        self.write("packages/tiktoken.py", "raise ImportError\n")
+        self.write("packages/tokenizers.py", STAND_IN)
+        source = self.json_lines("in.jsonl", [sentence(i) for i in range(20)])
+        code = (
+            "import multiprocessing, runpy, sys; multiprocessing.set_start_method(sys.argv[1]);"
+            "sys.argv = sys.argv[2:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+        )
+        results = []
+        for method, processes in (("spawn", "1"), ("spawn", "2"), ("forkserver", "2")):
+            output = self.path("out-" + method + processes)
+            done = subprocess.run(
+                [sys.executable, "-c", code, method, os.path.join(ROOT, "data", "prepare_text.py"), source]
+                + ["--tokenizer", "gpt2", "--vocab", self.path("gpt2"), "--processes", processes, "--output", output],
+                env={**os.environ, "PYTHONPATH": f"{self.path('packages')}:{os.path.join(ROOT, 'data')}"},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            self.assertEqual(done.returncode, 0, done.stderr)
+            results.append((self.ids(output, "train"), self.ids(output, "validation")))
+        self.assertEqual(results[0][0].count(256) + results[0][1].count(256), 20)
+        self.assertEqual(results[1:], results[:1] * 2)
 
     @unittest.skipUnless(os.environ.get("POLARON_TEST_DATA"), "needs POLARON_TEST_DATA, a folder with gpt2/ in it")
     @needs("tiktoken", "tokenizers")
