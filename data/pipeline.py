@@ -67,7 +67,8 @@ def default_processes() -> int:
 
 def _work(connection, job: Job) -> None:
     """A worker process: answers each chunk with what it became, or with the exception, until the connection ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process tells the workers when to stop
+    for each in (signal.SIGINT, signal.SIGHUP):  # the main process tells the workers when to stop
+        signal.signal(each, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         job.encoder.prepare()

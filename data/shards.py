@@ -9,6 +9,8 @@ import array
 import glob
 import json
 import os
+import platform
+import re
 import signal
 import struct
 import sys
@@ -155,13 +157,14 @@ class Output:
         check_free(folder, force)
         self._created = not os.path.isdir(folder)
         os.makedirs(folder, exist_ok=True)
+        remove_abandoned(folder)
         self.train = SplitWriter(self, "train")
         self.validation = SplitWriter(self, "validation")
         self._extra: list[tuple[str, str]] = []
         self._committed = False
 
     def temporary(self, name: str) -> str:
-        return os.path.join(self.folder, f".{name}.partial-{os.getpid()}")
+        return os.path.join(self.folder, f".{name}.partial-{platform.node()}-{os.getpid()}")
 
     def add_file(self, name: str, text: str) -> None:
         """A further file of the folder, e.g. vocabulary.json."""
@@ -195,6 +198,25 @@ class Output:
                 os.remove(temporary)
         if self._created and not os.listdir(self.folder):
             os.rmdir(self.folder)
+
+
+def remove_abandoned(folder: str) -> None:
+    """Removes what processes of this machine left of an Output that nothing could end in order, as SIGKILL."""
+    pattern = re.compile(rf"\..+\.partial-{re.escape(platform.node())}-(\d+)")
+    for match in filter(None, map(pattern.fullmatch, os.listdir(folder))):
+        pid = int(match[1])
+        if pid == os.getpid() or not is_running(pid):  # this process has written nothing yet
+            os.remove(os.path.join(folder, match[0]))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
 
 
 def vocabulary_text(vocabulary: dict) -> str:
@@ -295,10 +317,17 @@ def summary(output: Output, seconds: float) -> str:
 def run_script(main) -> None:
     """Runs main() and exits as the program does: a message for the user and a code, no traceback."""
 
+    ends = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+        ends.append(signal.SIGHUP)
+
     def stop(_signal, _frame):
+        for each in ends:  # a second one must not end the clearing up
+            signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    for each in ends:
+        signal.signal(each, stop)
     try:
         main()
     except PrepareError as error:

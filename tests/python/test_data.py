@@ -6,6 +6,7 @@ What needs tokenizers, tiktoken, pyarrow or huggingface_hub is skipped, and says
 from __future__ import annotations
 
 import gzip
+import itertools
 import lzma
 import os
 import signal
@@ -287,19 +288,63 @@ class Errors(Case):
             "def slow(*a):\n print('working', flush=True); time.sleep(60); return run(*a)\n"
             "pipeline.Job.run = slow; sys.argv = sys.argv[2:]; runpy.run_path(sys.argv[0], run_name='__main__')"
         )
-        for processes in ("1", "2"):
+        for processes, number in itertools.product(("1", "2"), (signal.SIGTERM, signal.SIGHUP)):
             with subprocess.Popen(
                 [sys.executable, "-c", code, os.path.join(ROOT, "data"), script, *arguments, "--processes", processes],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
+                start_new_session=True,
             ) as running:
                 self.assertEqual(running.stdout.readline(), "working\n")
-                running.terminate()
+                if number == signal.SIGHUP:
+                    os.killpg(running.pid, number)  # a terminal that goes tells all of them, a shell once more
+                os.kill(running.pid, number)
                 _, errors = running.communicate(timeout=30)
             self.assertEqual(running.returncode, 130, errors)
             self.assertNotIn("Traceback", errors)
             self.assertEqual(os.listdir(self.place("out")), [])
+
+    def test_nohup_is_heeded(self):
+        source = self.write("in.txt", "line\n" * 100)
+        code = (
+            "import sys, runpy; sys.path.insert(0, sys.argv[1]); import pipeline;"
+            "run = pipeline.Job.run\n"
+            "def wait(*a):\n print('working', flush=True); sys.stdin.readline(); return run(*a)\n"
+            "pipeline.Job.run = wait; sys.argv = sys.argv[2:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+        )
+        script = os.path.join(ROOT, "data", "prepare_text.py")
+        with subprocess.Popen(
+            ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", sys.executable, "-c", code, os.path.join(ROOT, "data"), script]
+            + [source, "--output", self.path("out"), "--processes", "1"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as running:
+            self.assertEqual(running.stdout.readline(), "working\n")
+            running.send_signal(signal.SIGHUP)
+            _, errors = running.communicate("\n", timeout=30)
+        self.assertEqual(running.returncode, 0, errors)
+
+    def test_what_killed_runs_left_is_removed_and_nothing_else(self):
+        source = self.write("in.txt", "line\n" * 100)
+        with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+            pass
+        code = (
+            "import os, signal, sys; sys.path.insert(0, sys.argv[1]); import shards\n"
+            "output = shards.Output(sys.argv[2], 2); output.train.write(bytes(200))\n"
+            "os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        subprocess.run([sys.executable, "-c", code, os.path.join(ROOT, "data"), self.path("out")], check=False)
+        left = os.listdir(self.place("out"))
+        self.assertEqual(len(left), 1)
+        this = left[0].rsplit("-", 1)[0]  # up to the process
+        kept = [f"{this}-{os.getppid()}", f".train_000000.bin.partial-elsewhere.example-{gone.pid}", ".notes"]
+        for name in [*kept, f"{this}-{gone.pid}", f"{this}-{os.getpid()}"]:
+            self.write(f"out/{name}", "")
+        self.prepare(source)
+        self.assertEqual({name for name in os.listdir(self.place("out")) if name.startswith(".")}, set(kept))
 
     def test_a_worker_that_is_killed_is_an_error_and_no_hang(self):
         pieces = [documents.Chunk("texts", "test", i, ["text"], 4) for i in range(20)]
