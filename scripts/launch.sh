@@ -61,13 +61,18 @@ esac
 
 polaron=${POLARON:-}
 if [ -z "$polaron" ]; then
-  # The one built last. Builds that are slow on purpose do not count.
+  # The one built last. Builds that are slow on purpose do not count, and that of the quickstart, which has no CUDA
+  # backend, only where there is no other.
+  quickstart=$root/build/quickstart/polaron
   for candidate in "$root"/build/*/polaron "$root"/build/polaron; do
-    case $candidate in */portable/polaron | */sanitize/polaron | */thread/polaron) continue ;; esac
+    case ${candidate#"$root/build"} in
+      /portable/polaron | /sanitize/polaron | /thread/polaron | /quickstart/polaron) continue ;;
+    esac
     if [ -f "$candidate" ] && [ -x "$candidate" ] && { [ -z "$polaron" ] || [ "$candidate" -nt "$polaron" ]; }; then
       polaron=$candidate
     fi
   done
+  [ -n "$polaron" ] || [ ! -x "$quickstart" ] || polaron=$quickstart
 fi
 [ -n "$polaron" ] || polaron=$(command -v polaron || true)
 [ -n "$polaron" ] ||

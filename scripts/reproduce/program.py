@@ -16,6 +16,7 @@ from .tables import REPOSITORY
 LAST_LINES = 15
 BUILD = "cmake --preset release && cmake --build --preset release"
 SLOW = ("portable", "sanitize", "thread")  # presets
+LAST_CHOICE = "quickstart"  # the preset without a CUDA backend
 
 
 def last_lines(text: str) -> str:
@@ -55,10 +56,11 @@ def end_with_parent() -> None:
 
 
 def newest_build(repository: Path):
-    """The program built last, as scripts/launch.sh finds it, or None; builds that are slow on purpose left out."""
+    """The program built last, as scripts/launch.sh finds it, or None; builds that are slow on purpose left out, and the
+    quickstart's where there is another."""
     built = [path for path in (*repository.glob("build/*/polaron"), repository / "build" / "polaron")
              if path.parent.name not in SLOW and path.is_file() and os.access(path, os.X_OK)]
-    return max(built, key=lambda path: path.stat().st_mtime, default=None)
+    return max(built, key=lambda path: (path.parent.name != LAST_CHOICE, path.stat().st_mtime), default=None)
 
 
 def find_program(path, by: str = "") -> str:
