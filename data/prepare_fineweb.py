@@ -222,11 +222,13 @@ def parquet_chunks(source, repository: str, paths: list[str]) -> Iterator[Chunk]
             with source.open(repository, path) as stream:
                 file = pyarrow.parquet.ParquetFile(stream)
                 rows = max(1, file.metadata.num_rows)
-                first = 1
+                done = told = 0  # rows, and what of the file's size their chunks have been given
                 for batch in file.iter_batches(batch_size=ROWS, columns=["text"]):
                     texts = [text or "" for text in batch.column("text").to_pylist()]
-                    yield Chunk("texts", name, first, texts, FILE_SIZE * len(texts) // rows, found=True)
-                    first += len(texts)
+                    first, done = done + 1, done + len(texts)
+                    size = FILE_SIZE * done // rows
+                    yield Chunk("texts", name, first, texts, size - told, found=True)
+                    told = size
         except PrepareError:
             raise
         except Exception as error:  # of pyarrow for the format, of the HTTP client for the connection
@@ -321,8 +323,8 @@ def prepare_shard_set(arguments, source) -> None:
         if replaced and not arguments.force:
             raise PrepareError(
                 USAGE,
-                f"{replaced[0]}: fetched earlier, and more than is asked for now ({len(replaced)} in all). Ask for more "
-                "--shards, choose another --output folder, or have what is there replaced with --force.",
+                f"{replaced[0]}: fetched earlier, and more than is asked for now ({len(replaced)} in all). Ask for "
+                "more --shards, choose another --output folder, or have what is there replaced with --force.",
             )
     downloads = os.path.join(folder, ".downloads")
     os.makedirs(downloads, exist_ok=True)

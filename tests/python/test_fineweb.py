@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import sys
 import unittest
 from unittest import mock
 
@@ -125,6 +126,22 @@ class FineWeb(Case):
         )
         got = self.texts(output, "train") | self.texts(output, "validation")
         self.assertEqual(got, {text.encode() for text in texts})
+
+    def test_progress_comes_to_the_whole_of_a_file_however_many_rows_it_has(self):
+        for rows in (1, 700, 600_000):
+            batches = [["text"] * min(500, rows - start) for start in range(0, rows, 500)]
+            columns = [mock.Mock(**{"column.return_value.to_pylist.return_value": batch}) for batch in batches]
+            stand_in = mock.Mock()
+            stand_in.parquet.ParquetFile.return_value.metadata.num_rows = rows
+            stand_in.parquet.ParquetFile.return_value.iter_batches.return_value = columns
+            with mock.patch.dict(sys.modules, {"pyarrow": stand_in, "pyarrow.parquet": stand_in.parquet}):
+                chunks = list(prepare_fineweb.parquet_chunks(mock.MagicMock(), "owner/name", ["a.parquet"]))
+            self.assertEqual(sum(chunk.size for chunk in chunks), prepare_fineweb.FILE_SIZE)
+            half = sum(chunk.size for chunk in chunks[: len(chunks) // 2])
+            self.assertAlmostEqual(
+                half / prepare_fineweb.FILE_SIZE, 500 * (len(chunks) // 2) / rows, delta=1 / prepare_fineweb.FILE_SIZE
+            )
+            self.assertEqual([chunk.first for chunk in chunks[:2]], [1, 501][: len(chunks)])
 
     @needs("pyarrow")
     def test_a_file_that_is_not_parquet_is_named(self):
