@@ -238,7 +238,8 @@ def header(table, grid, results: dict, options, facts: dict) -> list:
     rates = max((len(grid.sweep(method, results)) for method in grid.methods), default=1)
     if rates > 1:
         how = "full runs of the first seed" if grid.sweep_fraction >= 1 else \
-            f"runs of {grid.sweep_fraction:g} of the steps, with a schedule of their own"
+            f"runs of {grid.sweep_fraction:g} of the steps, with a schedule of their own (which may not be the best " \
+            "one for all of them, least so for AdamW, which begins slowly: --sweep-fraction 1 chooses by full runs)"
         lines += ["", f"The rate of each row is the best of up to {rates} by {how}; the search is below. "
                   + ("Where the best rate was at the end of the grid, the grid was extended. " if grid.extend else "")
                   + ("The first seed's run at that rate is also one of those in mean and deviation. "
